@@ -1,0 +1,162 @@
+package source
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/textproto"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Class says what can help after an error.
+type Class int
+
+const (
+	// Temporary: the same URL may work later.
+	Temporary Class = iota + 1
+	// Human: it works once somebody changes something.
+	Human
+	// Permanent: this server does not deliver this image.
+	Permanent
+)
+
+// String gives the class as it appears in logs.
+func (c Class) String() string {
+	switch c {
+	case Temporary:
+		return "temporary"
+	case Human:
+		return "human"
+	case Permanent:
+		return "permanent"
+	}
+	return fmt.Sprintf("class %d", int(c))
+}
+
+// Error is why an attempt failed.
+type Error struct {
+	// Code is stable, for scripts and logs.
+	Code  string
+	Class Class
+	// Message is one or two sentences for the admin: what happened and, where there is one, the remedy. It holds
+	// no secret, no Go error chain and no path of the box.
+	Message string
+	// RetryAfter is the server's wish, at most ten minutes; 0 if it had none.
+	RetryAfter time.Duration
+	// Err is the cause, for errors.Is only; it may hold a URL and is never shown.
+	Err error
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+func malformed(err error) *Error {
+	return &Error{Code: "malformed_answer", Class: Permanent, Message: "The server sent a malformed answer.", Err: err}
+}
+
+func schemeError(scheme string) *Error {
+	return &Error{Code: "scheme", Class: Permanent,
+		Message: fmt.Sprintf("The scheme %q is not supported: use http, https, ftp, ftps or file.", scheme)}
+}
+
+// classify turns whatever net, tls, http and ftp return into an Error. The order matters: the more specific
+// cause is inside the more general one.
+func classify(err error) error {
+	var own *Error
+	if errors.As(err, &own) {
+		return own
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	if e := classifyTLS(err); e != nil {
+		return e
+	}
+	var reply *textproto.Error
+	if errors.As(err, &reply) {
+		return ftpReply(reply)
+	}
+	if e := classifyNet(err); e != nil {
+		return e
+	}
+	if e := classifyHTTP(err); e != nil {
+		return e
+	}
+	return &Error{Code: "connection", Class: Temporary, Message: "The connection to the server failed.", Err: err}
+}
+
+func classifyTLS(err error) *Error {
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &record):
+		return &Error{Code: "no_tls", Class: Human, Message: "The server does not speak TLS on this port.", Err: err}
+	case errors.As(err, &alert) && alert == 120, strings.Contains(err.Error(), "server selected unadvertised ALPN"),
+		strings.Contains(err.Error(), "tls: no application protocol"),
+		strings.Contains(err.Error(), `malformed HTTP response "\x00\x00`): // a frame
+		return &Error{Code: "only_http2", Class: Permanent, Message: "The server speaks only HTTP/2.", Err: err}
+	case errors.As(err, &alert) && alert == 70, strings.Contains(err.Error(), "tls: server selected unsupported protocol version"),
+		strings.Contains(err.Error(), "tls: protocol version not supported"):
+		return &Error{Code: "tls_version", Class: Human, Message: "The server offers no TLS newer than 1.1.", Err: err}
+	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
+		return &Error{Code: "tls", Class: Human, Message: "The server refused the TLS handshake.", Err: err}
+	case strings.Contains(err.Error(), "TLS handshake timeout"):
+		return &Error{Code: "tls_timeout", Class: Temporary, Message: "The server did not complete the TLS handshake in time.", Err: err}
+	}
+	return nil
+}
+
+func classifyNet(err error) *Error {
+	var dns *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &dns):
+		// A name that does not exist today may exist when the resolver is back: temporary (contract section 5.1).
+		return &Error{Code: "dns", Class: Temporary, Message: fmt.Sprintf("The name %s could not be resolved. Check the URL and the resolver.", dns.Name), Err: err}
+	case errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
+		return &Error{Code: "stalled", Class: Temporary, Message: "The server sent no data in time.", Err: err}
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return &Error{Code: "refused", Class: Temporary, Message: "The server refused the connection.", Err: err}
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return &Error{Code: "unreachable", Class: Temporary, Message: "The server cannot be reached from this box.", Err: err}
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return &Error{Code: "descriptors", Class: Temporary, Message: "The box ran out of file descriptors.", Err: err}
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+		return &Error{Code: "broken", Class: Temporary, Message: "The connection broke.", Err: err}
+	case errors.As(err, &op) && op.Op == "dial":
+		return &Error{Code: "connect", Class: Temporary, Message: "The connection to the server failed.", Err: err}
+	}
+	return nil
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// classifyHTTP recognises what net/http says of answers that are none; it has no typed errors for them.
+func classifyHTTP(err error) *Error {
+	var protocol textproto.ProtocolError
+	var number *strconv.NumError
+	if errors.As(err, &protocol) || errors.As(err, &number) {
+		return malformed(err)
+	}
+	text := err.Error()
+	for _, sign := range []string{"malformed HTTP", "malformed MIME", "bad Content-Length", "invalid header", "invalid byte in chunk",
+		"multiple Content-Length", "headers exceeded", "chunked line too long", "malformed chunked", "bad status code", "invalid Transfer-Encoding",
+		"unsupported transfer encoding", "too many transfer encodings", "too many 1xx", "line too long", "message too large", "EOF PASV", "invalid EPSV", "invalid PASV"} {
+		if strings.Contains(text, sign) {
+			return malformed(err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,7 @@
+package source
+
+// For tests of what reads foreign bytes.
+var (
+	ContentRange = contentRange
+	RetryAfter   = retryAfter
+)

@@ -1,0 +1,291 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// openHTTP asks for the file and follows redirects itself, because each hop is decided anew: the address, the
+// certificate, and whether the credentials may go along.
+func (c *Client) openHTTP(ctx context.Context, req Request, offset int64, v Validator) (*Stream, error) {
+	t, err := newTrust(req)
+	if err != nil {
+		return nil, err
+	}
+	cred := req.Credentials
+	u := req.URL
+	for hop := 0; ; hop++ {
+		resp, done, err := c.get(ctx, u, cred, t, offset, v)
+		if err != nil {
+			return nil, err
+		}
+		if !isRedirect(resp.StatusCode) {
+			s, err := c.streamHTTP(resp, u, offset, v)
+			if err != nil {
+				resp.Body.Close()
+				done()
+				return nil, err
+			}
+			s.TLSVerified = t.verified()
+			s.close = func() error {
+				resp.Body.Close() // what matters was read; a body that is given up half-way has nothing to say
+				done()
+				return nil
+			}
+			return s, nil
+		}
+		resp.Body.Close()
+		done()
+		if hop == MaxRedirects {
+			return nil, &Error{Code: "redirects", Class: Permanent, Message: fmt.Sprintf("More than %d redirects.", MaxRedirects)}
+		}
+		next, err := redirect(u, resp.Header.Get("Location"))
+		if err != nil {
+			return nil, err
+		}
+		if Origin(next) != Origin(u) {
+			cred = nil // for good: a later hop back gets none either
+		}
+		u = next
+	}
+}
+
+func isRedirect(code int) bool {
+	switch code {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// redirect is where location leads from u, if it may.
+func redirect(u *url.URL, location string) (*url.URL, error) {
+	if location == "" {
+		return nil, &Error{Code: "redirect", Class: Permanent, Message: "The server redirected without saying where."}
+	}
+	ref, err := url.Parse(location)
+	if err != nil {
+		return nil, malformed(err)
+	}
+	next := u.ResolveReference(ref)
+	switch {
+	case next.Scheme != "http" && next.Scheme != "https":
+		return nil, &Error{Code: "redirect_scheme", Class: Permanent, Message: "Redirected to a scheme that is not allowed."}
+	case u.Scheme == "https" && next.Scheme == "http":
+		return nil, &Error{Code: "redirect_downgrade", Class: Permanent, Message: "Redirected from https to http, which is refused."}
+	}
+	next, _, err = ParseURL(next.String()) // userinfo that a server put there is not ours to send
+	if err != nil {
+		return nil, malformed(err)
+	}
+	return next, nil
+}
+
+// get sends one request over a connection of its own. done closes that connection.
+func (c *Client) get(ctx context.Context, u *url.URL, cred *Credentials, t *trust, offset int64, v Validator) (*http.Response, func(), error) {
+	proxy, err := c.proxy(u)
+	if err != nil {
+		return nil, nil, &Error{Code: "proxy", Class: Human, Message: "The proxy settings of the agent are not usable for this URL.", Err: err}
+	}
+	if proxy != nil {
+		if err := c.checkLiteral(u.Hostname()); err != nil {
+			return nil, nil, err
+		}
+	}
+	tr := c.transport(u, proxy, cred != nil, t)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, nil, malformed(err)
+	}
+	r.Header.Set("User-Agent", c.cfg.UserAgent)
+	r.Header.Set("Accept", "*/*")
+	r.Header.Set("Accept-Encoding", "identity")
+	if cred != nil {
+		r.SetBasicAuth(cred.Username, cred.Password)
+	}
+	if offset > 0 {
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+		if v.ETag != "" {
+			r.Header.Set("If-Range", v.ETag)
+		} else {
+			r.Header.Set("If-Range", v.Modified)
+		}
+	}
+	resp, err := tr.RoundTrip(r)
+	if err != nil {
+		tr.CloseIdleConnections()
+		return nil, nil, err
+	}
+	return resp, tr.CloseIdleConnections, nil
+}
+
+// transport speaks HTTP/1.1 only: HTTP/2 is slower for one stream, and after a GOAWAY Go reconnects without pause
+// (golang/go#52459).
+func (c *Client) transport(u, proxy *url.URL, credentials bool, t *trust) *http.Transport {
+	proxyAddr := ""
+	if proxy != nil {
+		port := proxy.Port()
+		if port == "" {
+			port = map[string]string{"http": "80", "https": "443", "socks5": "1080"}[proxy.Scheme]
+		}
+		proxyAddr = net.JoinHostPort(proxy.Hostname(), port)
+	}
+	tr := &http.Transport{
+		Proxy: func(*http.Request) (*url.URL, error) { return proxy, nil },
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return c.dial(ctx, network, address, address == proxyAddr)
+		},
+		TLSHandshakeTimeout:    c.cfg.HandshakeTimeout,
+		ResponseHeaderTimeout:  c.cfg.HeaderTimeout,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         64 << 10,
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		Protocols:              new(http.Protocols),
+	}
+	tr.Protocols.SetHTTP1(true)
+	tr.TLSClientConfig = t.config("", u.Hostname(), credentials)
+	tr.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	if proxy != nil {
+		tr.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			return connectError(resp.StatusCode)
+		}
+	}
+	if proxy != nil && proxy.Scheme == "https" { // for the proxy only: the target's TLS is inside
+		tr.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			return c.dialProxyTLS(ctx, network, address, proxy.Hostname())
+		}
+	}
+	return tr
+}
+
+// connectError is why a proxy opened no tunnel, nil if it did.
+func connectError(code int) error {
+	e := &Error{Code: "proxy", Class: Human, Message: fmt.Sprintf("The proxy answered %s.", statusText(code))}
+	switch {
+	case code == http.StatusOK:
+		return nil
+	case code == http.StatusProxyAuthRequired:
+		return proxyAuthError()
+	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code >= 500:
+		e.Class = Temporary
+	}
+	return e
+}
+
+func proxyAuthError() *Error {
+	return &Error{Code: "http_407", Class: Human, Message: "The proxy wants credentials. Set them in the agent's configuration."}
+}
+
+// streamHTTP turns an answer that is no redirect into a stream, or says why it is none.
+func (c *Client) streamHTTP(resp *http.Response, u *url.URL, offset int64, v Validator) (*Stream, error) {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		return nil, statusError(resp, u)
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, &Error{Code: "encoding", Class: Permanent, Message: "The server insists on a content encoding, though the image was asked for as it is."}
+	}
+	got := Validator{ETag: strongETag(resp.Header.Get("ETag")), Modified: modified(resp.Header), Size: resp.ContentLength}
+	s := &Stream{Validator: got, read: resp.Body}
+	if resp.StatusCode == http.StatusOK {
+		return s, nil // also the answer to a Range whose file has changed: the stream starts at 0
+	}
+	start, end, total, ok := contentRange(resp.Header.Get("Content-Range"))
+	switch {
+	case offset == 0, !ok, start != offset,
+		v.Size >= 0 && total != v.Size,
+		resp.ContentLength >= 0 && resp.ContentLength != end-start+1,
+		end != total-1:
+		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
+	}
+	s.Offset, s.Validator.Size = offset, total
+	m := resp.Header.Get("Last-Modified")
+	if s.Validator.ETag != "" && v.ETag != "" && s.Validator.ETag != v.ETag || v.ETag == "" && m != "" && m != v.Modified {
+		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
+	}
+	if s.Validator.ETag == "" && s.Validator.Modified == "" {
+		s.Validator.ETag, s.Validator.Modified = v.ETag, v.Modified // a 206 need not repeat them
+	}
+	return s, nil
+}
+
+func strongETag(tag string) string {
+	if len(tag) >= 2 && tag[0] == '"' && tag[len(tag)-1] == '"' {
+		return tag
+	}
+	return "" // absent, weak (W/"…") or malformed
+}
+
+// modified is Last-Modified where it proves something: it must be older than the answer by a second, else the
+// file may change again within it (RFC 9110, 8.8.2.2).
+func modified(h http.Header) string {
+	m, err := http.ParseTime(h.Get("Last-Modified"))
+	if err != nil {
+		return ""
+	}
+	if d, err := http.ParseTime(h.Get("Date")); err != nil || d.Sub(m) < time.Second {
+		return ""
+	}
+	return h.Get("Last-Modified")
+}
+
+// contentRange reads "bytes START-END/TOTAL"; ok is false for anything else, an unknown total too.
+func contentRange(s string) (start, end, total int64, ok bool) {
+	rest, found := strings.CutPrefix(s, "bytes ")
+	span, size, found2 := strings.Cut(rest, "/")
+	from, to, found3 := strings.Cut(span, "-")
+	if !found || !found2 || !found3 {
+		return 0, 0, 0, false
+	}
+	var n [3]int64
+	for i, part := range []string{from, to, size} {
+		v, err := strconv.ParseUint(part, 10, 63)
+		if err != nil {
+			return 0, 0, 0, false
+		}
+		n[i] = int64(v)
+	}
+	return n[0], n[1], n[2], n[0] <= n[1] && n[1] < n[2]
+}
+
+func statusError(resp *http.Response, u *url.URL) *Error {
+	code := resp.StatusCode
+	e := &Error{Code: fmt.Sprintf("http_%d", code), Class: Permanent,
+		Message: fmt.Sprintf("The server answered %s for %s.", statusText(code), Redact(u))}
+	switch {
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		e.Class = Human
+		e.Message += " Give credentials that may read it."
+	case code == http.StatusProxyAuthRequired:
+		return proxyAuthError()
+	case code == http.StatusRequestedRangeNotSatisfiable:
+		e.Code = "range"
+	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code >= 500:
+		e.Class = Temporary
+		e.RetryAfter = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+	case code < 300:
+		e.Message = fmt.Sprintf("The server answered %s and no file for %s.", statusText(code), Redact(u))
+	}
+	return e
+}
+
+// retryAfter reads seconds or a date; garbage and the past are 0, more than ten minutes are ten minutes.
+func retryAfter(s string, now time.Time) time.Duration {
+	const most = 10 * time.Minute
+	var d time.Duration
+	if n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 31); err == nil {
+		d = time.Duration(n) * time.Second
+	} else if errors.Is(err, strconv.ErrRange) {
+		d = most
+	} else if t, err := http.ParseTime(s); err == nil {
+		d = t.Sub(now)
+	}
+	return min(max(d, 0), most)
+}

@@ -1,0 +1,272 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// This file holds the JSON shapes of the SPS dialect: what the agent writes and the client reads. They repeat
+// fields of store rows and slot manifests on purpose: the client must not link SQLite, and a row may grow
+// columns that must not leak.
+
+// TimeLayout is how the SPS dialect writes a moment: UTC, numeric offset, no fraction
+// (contract section 2; [time.RFC3339] would write Z).
+const TimeLayout = "2006-01-02T15:04:05-07:00"
+
+// FormatTime renders t in UTC by [TimeLayout]; the zero time becomes nil, which is JSON null.
+func FormatTime(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	s := t.UTC().Format(TimeLayout)
+	return &s
+}
+
+// Meta is the "meta" object of the SPS envelopes. Which keys are present says which of the four shapes it is:
+// answer to a POST, list, item of a list, single document.
+type Meta struct {
+	Href    string `json:"href"`
+	Parent  string `json:"parent,omitempty"`
+	Slots   string `json:"slots,omitempty"`
+	Test    string `json:"test,omitempty"`
+	Upgrade string `json:"upgrade,omitempty"`
+	Slot    string `json:"slot,omitempty"`
+}
+
+// MetaOnly is a reply that carries nothing but its links: logout, prune, a deleted slot.
+type MetaOnly struct {
+	Meta Meta `json:"meta"`
+}
+
+// Accepted answers the POST of a fetch: the key under which to ask for it.
+type Accepted struct {
+	Key  string `json:"key"`
+	Meta Meta   `json:"meta"`
+}
+
+// Fetch is one fetch document, and one item of the list (then without meta.parent).
+type Fetch struct {
+	Key  string    `json:"key"`
+	Body FetchBody `json:"body"`
+	Meta Meta      `json:"meta"`
+}
+
+// FetchBody is what a fetch says of itself. The first eight keys are those of SPS, the rest are ours; all are
+// always present (contract section 5.2).
+type FetchBody struct {
+	// Status is queued, in-progress, finished, failed or cancelled.
+	Status string `json:"status"`
+	// Info is the SPS text for the phase or the ending; null while queued and when finished.
+	Info *string `json:"info"`
+	// Error is one sentence with its remedy, non-null exactly when Status is failed.
+	Error *string `json:"error"`
+	// BytesDownloaded may fall when an attempt starts again.
+	BytesDownloaded int64 `json:"bytes_downloaded"`
+	// BytesTotal is 0 while unknown.
+	BytesTotal int64 `json:"bytes_total"`
+	// SlotID is null until finished, then a fact of history.
+	SlotID *int `json:"slot_id"`
+	// StartTime is the first start, kept across retries and restarts.
+	StartTime *string `json:"start_time"`
+	// URL is the one posted, without userinfo.
+	URL string `json:"url"`
+
+	SHA256  *string `json:"sha256"`
+	EndTime *string `json:"end_time"`
+	// BytesPerSecond is the recent rate while downloading, the average when finished.
+	BytesPerSecond *int64 `json:"bytes_per_second"`
+	ETASeconds     *int64 `json:"eta_seconds"`
+	// Attempts counts the attempts begun, over all sources and restarts.
+	Attempts int `json:"attempts"`
+	// TLSVerified is null when no TLS was spoken yet.
+	TLSVerified *bool `json:"tls_verified"`
+	// Phase is downloading, waiting, verifying or installing; null unless in-progress.
+	Phase *string `json:"phase"`
+}
+
+// FetchList is the whole queue, oldest first, not paged.
+type FetchList struct {
+	Items []Fetch `json:"items"`
+	Meta  Meta    `json:"meta"`
+}
+
+// FetchRequest is the body of POST /api/firmware/fetch as the client writes it. The agent reads it field by
+// field (see fetch.ParseRequest), because keys must match exactly.
+type FetchRequest struct {
+	URL         string       `json:"url"`
+	Checksum    Checksum     `json:"checksum"`
+	SlotID      *int         `json:"slot_id,omitempty"`
+	Credentials *Credentials `json:"credentials,omitempty"`
+	TLS         *TLS         `json:"tls,omitempty"`
+	Mirrors     []string     `json:"mirrors,omitempty"`
+}
+
+// Checksum holds the digests wanted, in hex.
+type Checksum struct {
+	SHA256 string `json:"sha256"`
+	SHA512 string `json:"sha512,omitempty"`
+}
+
+// Credentials are for the origin of the request's url only.
+type Credentials struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// TLS overrides the policy for servers whose certificate does not verify.
+type TLS struct {
+	Verify *bool  `json:"verify,omitempty"`
+	CA     string `json:"ca,omitempty"`
+}
+
+// Slot is one slot document, and one item of the list (then without meta.parent).
+type Slot struct {
+	Key  string   `json:"key"`
+	Body SlotBody `json:"body"`
+	Meta Meta     `json:"meta"`
+}
+
+// SlotBody describes the image in a slot. The first five keys are those of SPS. The zero value means that the
+// slot is empty and encodes as {}.
+type SlotBody struct {
+	Version      string  `json:"version"`
+	Current      bool    `json:"current"`
+	AfterReboot  bool    `json:"after_reboot"`
+	UpgradeNotes string  `json:"upgrade_notes"`
+	UpgradeNews  *string `json:"upgrade_news"`
+
+	SHA256 string `json:"sha256"`
+	// Size is in bytes.
+	Size int64 `json:"size"`
+	// Source is the URL the image came from, without userinfo, query and fragment.
+	Source    string  `json:"source"`
+	FetchedAt *string `json:"fetched_at"`
+	// VolumeID is the ISO 9660 volume identifier, empty when the image is no ISO.
+	VolumeID string `json:"volume_id"`
+	// State is ok, or not-iso when the image is no ISO 9660 file system.
+	State string `json:"state"`
+}
+
+// Empty tells whether the slot holds no image.
+func (b SlotBody) Empty() bool { return b == SlotBody{} }
+
+// MarshalJSON writes {} for an empty slot: clients count those.
+func (b SlotBody) MarshalJSON() ([]byte, error) {
+	if b.Empty() {
+		return []byte("{}"), nil
+	}
+	type fields SlotBody
+	return json.Marshal(fields(b))
+}
+
+// SlotList lists every slot in number order, empty ones too.
+type SlotList struct {
+	Key   string       `json:"key"`
+	Body  SlotsSummary `json:"body"`
+	Items []Slot       `json:"items"`
+	Meta  SlotsMeta    `json:"meta"`
+}
+
+// SlotsSummary is the body of the slot list.
+type SlotsSummary struct {
+	NumberOfSlots      int `json:"number_of_slots"`
+	NumberOfEmptySlots int `json:"number_of_empty_slots"`
+}
+
+// SlotsMeta links the current slot and the one that boots next; null where unknown.
+type SlotsMeta struct {
+	Href               string  `json:"href"`
+	Parent             string  `json:"parent"`
+	CurrentSlot        *string `json:"current_slot"`
+	SlotAfterReboot    *string `json:"slot_after_reboot"`
+	NumberOfEmptySlots int     `json:"number_of_empty_slots"`
+}
+
+// Index lists what lies below a path.
+type Index struct {
+	Items []IndexItem       `json:"items"`
+	Meta  map[string]string `json:"meta"`
+}
+
+// IndexItem is one entry of an [Index].
+type IndexItem struct {
+	Key  string `json:"key"`
+	Meta Meta   `json:"meta"`
+}
+
+// Info is the reply of GET /api/info.
+type Info struct {
+	Key  string   `json:"key"`
+	Body InfoBody `json:"body"`
+	Meta InfoMeta `json:"meta"`
+}
+
+// InfoBody says what box this is. The last three are only for a caller with a session.
+type InfoBody struct {
+	Hostname    string `json:"hostname"`
+	Domainname  string `json:"domainname"`
+	Nickname    string `json:"nickname"`
+	SupportLink string `json:"support_link"`
+
+	// Version and FirmwareVersion are the version of the current slot, null when no slot is current.
+	Version         *string `json:"version,omitempty"`
+	FirmwareVersion *string `json:"firmware_version,omitempty"`
+	AgentVersion    string  `json:"agent_version,omitempty"`
+}
+
+// InfoMeta carries the seconds until the caller's session ends if it stays idle; 0 without a session.
+type InfoMeta struct {
+	Href             string `json:"href"`
+	Parent           string `json:"parent,omitempty"`
+	RemainingSeconds int64  `json:"remaining_seconds"`
+}
+
+// Setup is the reply of GET /api/setup: booting or completed.
+type Setup struct {
+	Status string   `json:"status"`
+	Meta   InfoMeta `json:"meta"`
+}
+
+// UserInfo is the reply of GET /api/user_info.
+type UserInfo struct {
+	User      UserName   `json:"user"`
+	Endpoints []Endpoint `json:"endpoints"`
+	Meta      Meta       `json:"meta"`
+}
+
+// UserName names the caller and, beyond SPS, says the caller's role.
+type UserName struct {
+	Name string `json:"name"`
+	Role string `json:"role"`
+}
+
+// Endpoint is one path and the methods that the caller may use on it.
+type Endpoint struct {
+	URL     string   `json:"url"`
+	Methods []string `json:"methods"`
+}
+
+// LoginMethods is the reply of GET /api/authentication/login_methods.
+type LoginMethods struct {
+	LoginMethods []LoginMethod `json:"login_methods"`
+	Meta         Meta          `json:"meta"`
+}
+
+// LoginMethod is one way to log in.
+type LoginMethod struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+}
+
+// ErrorReply is every reply with a status of 400 and above.
+type ErrorReply struct {
+	Error ErrorBody `json:"error"`
+}
+
+// ErrorBody says what was wrong; scripts branch on Type, people read Message.
+type ErrorBody struct {
+	Type    string         `json:"type"`
+	Message string         `json:"message"`
+	Code    string         `json:"code,omitempty"`
+	Details map[string]any `json:"details"`
+}

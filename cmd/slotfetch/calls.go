@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"slotfetch/api"
+)
+
+// The paths of the SPS dialect that the client uses.
+const (
+	pathLogin    = "/api/authentication"
+	pathMethods  = "/api/authentication/login_methods"
+	pathUserInfo = "/api/user_info"
+	pathFetches  = "/api/firmware/fetch"
+	pathSlots    = "/api/firmware/slots"
+)
+
+func fetchPath(key string) string { return pathFetches + "/" + url.PathEscape(key) }
+
+func slotPath(slot int) string { return pathSlots + "/" + strconv.Itoa(slot) }
+
+func (c *client) startFetch(ctx context.Context, r api.FetchRequest) (api.Accepted, error) {
+	var accepted api.Accepted
+	_, err := c.call(ctx, http.MethodPost, pathFetches, r, &accepted)
+	if err == nil && accepted.Key == "" {
+		err = c.stranger("it accepted the fetch without giving its key")
+	}
+	return accepted, err
+}
+
+func (c *client) fetch(ctx context.Context, key string) (api.Fetch, error) {
+	var f api.Fetch
+	_, err := c.call(ctx, http.MethodGet, fetchPath(key), nil, &f)
+	return f, err
+}
+
+func (c *client) fetches(ctx context.Context) (api.FetchList, error) {
+	var list api.FetchList
+	_, err := c.call(ctx, http.MethodGet, pathFetches, nil, &list)
+	if list.Items == nil {
+		list.Items = []api.Fetch{} // [] and not null in what we print
+	}
+	return list, err
+}
+
+// deleteFetch cancels or prunes. The document has no key when the entry was pruned; status is 202 when the
+// cancel takes longer than the agent cares to wait.
+func (c *client) deleteFetch(ctx context.Context, key string) (f api.Fetch, status int, err error) {
+	resp, err := c.call(ctx, http.MethodDelete, fetchPath(key), nil, &f)
+	if err != nil {
+		return f, 0, err
+	}
+	return f, resp.StatusCode, nil
+}
+
+func (c *client) slots(ctx context.Context) (api.SlotList, error) {
+	var list api.SlotList
+	_, err := c.call(ctx, http.MethodGet, pathSlots, nil, &list)
+	if list.Items == nil {
+		list.Items = []api.Slot{}
+	}
+	return list, err
+}
+
+func (c *client) slot(ctx context.Context, number int) (api.Slot, error) {
+	var s api.Slot
+	_, err := c.call(ctx, http.MethodGet, slotPath(number), nil, &s)
+	return s, err
+}
+
+func (c *client) deleteSlot(ctx context.Context, number int) (api.MetaOnly, error) {
+	var m api.MetaOnly
+	_, err := c.call(ctx, http.MethodDelete, slotPath(number), nil, &m)
+	return m, err
+}
+
+func (c *client) userInfo(ctx context.Context) (api.UserInfo, error) {
+	var u api.UserInfo
+	_, err := c.call(ctx, http.MethodGet, pathUserInfo, nil, &u)
+	return u, err
+}

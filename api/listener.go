@@ -1,0 +1,77 @@
+package api
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// Connection limits: timeouts alone do not bound what half-open requests cost.
+const (
+	MaxConns        = 256
+	MaxConnsAddress = 32
+)
+
+// Limit wraps l so that at most [MaxConns] connections are open, and at most [MaxConnsAddress] from one address;
+// one more is closed at once. Connections on a unix socket count only in the sum.
+func Limit(l net.Listener) net.Listener {
+	return &limited{Listener: l, from: map[netip.Addr]int{}}
+}
+
+type limited struct {
+	net.Listener
+
+	mu   sync.Mutex
+	all  int
+	from map[netip.Addr]int
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		var from netip.Addr
+		if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+			from = a.Addr().Unmap()
+		}
+		if l.take(from) {
+			return &counted{Conn: c, release: func() { l.drop(from) }}, nil
+		}
+		c.Close()
+	}
+}
+
+func (l *limited) take(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all >= MaxConns || from.IsValid() && l.from[from] >= MaxConnsAddress {
+		return false
+	}
+	l.all++
+	if from.IsValid() {
+		l.from[from]++
+	}
+	return true
+}
+
+func (l *limited) drop(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all--
+	if l.from[from]--; l.from[from] <= 0 {
+		delete(l.from, from)
+	}
+}
+
+type counted struct {
+	net.Conn
+	once    sync.Once
+	release func()
+}
+
+func (c *counted) Close() error {
+	c.once.Do(c.release)
+	return c.Conn.Close()
+}

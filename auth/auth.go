@@ -1,0 +1,234 @@
+// Package auth knows who may call: users with roles, sessions behind the session_id cookie, and the throttle
+// against guessing. Its handlers are /api/authentication and what belongs to it.
+//
+// Guarantees: a token exists in clear only in the reply that makes it and in the client's hands; passwords are
+// stored as argon2id; a session outlives a restart of the agent and ends 20 minutes after its last request or 12
+// hours after the login, whichever is first, also when the clock is set back; unknown users, wrong passwords,
+// disabled users and blocks are answered alike.
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"slotfetch/api"
+	"slotfetch/store"
+)
+
+const (
+	// CookieName is the session cookie of the SPS dialect.
+	CookieName = "session_id"
+	// IdleLimit and Lifetime end a session (contract section 4).
+	IdleLimit = 20 * time.Minute
+	Lifetime  = 12 * time.Hour
+
+	sessionsPerUser = 100
+	tokenSize       = 20
+	// flushAfter is how stale the last use of a session may be on disk: a write for every request would cost a
+	// flush of the disk each.
+	flushAfter = 30 * time.Second
+)
+
+// Config is what [Open] needs.
+type Config struct {
+	Store *store.Store
+	Log   *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// OnLogin is called with the user's name after each login; nil is fine.
+	OnLogin func(user string)
+}
+
+// Auth authenticates requests. It is safe for concurrent use.
+type Auth struct {
+	cfg      Config
+	now      func() time.Time
+	throttle *throttle
+	dummy    string
+
+	mu   sync.Mutex
+	seen map[string]*use // by token hash
+}
+
+// use is when a session was last used, in memory and on disk.
+type use struct{ last, flushed time.Time }
+
+// Open expires old sessions and returns the authenticator. Close it before the store.
+func Open(cfg Config) (*Auth, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	// A clock that is set back must not lengthen sessions: within one run, time only goes on.
+	base := cfg.Now()
+	now := func() time.Time { return base.Add(cfg.Now().Sub(base)) }
+	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), dummy: HashPassword(rand.Text()), seen: map[string]*use{}}
+	if err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime)); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Close writes down when sessions were last used.
+func (a *Auth) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for hash, u := range a.seen {
+		if u.last.After(u.flushed) {
+			errs = append(errs, a.cfg.Store.TouchSession([]byte(hash), u.last))
+		}
+	}
+	a.seen = map[string]*use{}
+	return errors.Join(errs...)
+}
+
+type localKey struct{}
+
+// WithLocal marks a connection's context as coming from the unix socket, whose file mode admits only root and the
+// socket's group. name is the peer's, for the audit.
+func WithLocal(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, localKey{}, name)
+}
+
+// Authenticate finds the caller by the connection (unix socket) or the cookie. Authorization is not looked at:
+// some clients send it with every request, and hashing for each poll would be slow.
+func (a *Auth) Authenticate(r *http.Request) (api.Principal, bool, error) {
+	if name, ok := r.Context().Value(localKey{}).(string); ok {
+		return api.Principal{Name: name, Role: api.Admin, Address: "local"}, true, nil
+	}
+	hash, ok := tokenHash(r)
+	if !ok {
+		return api.Principal{}, false, nil
+	}
+	s, err := a.cfg.Store.Session(r.Context(), hash)
+	if errors.Is(err, store.ErrNotFound) {
+		a.forget(hash)
+		return api.Principal{}, false, nil
+	}
+	if err != nil {
+		return api.Principal{}, false, err
+	}
+	left, ok := a.use(s)
+	if !ok {
+		return api.Principal{}, false, nil
+	}
+	return api.Principal{Name: s.User, Role: roles[s.Role], Address: address(r), Session: hash, RemainingSeconds: int64(left.Seconds())}, true, nil
+}
+
+// use slides the session if it is alive and tells how long it lives if it stays idle.
+func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
+	now := a.now()
+	a.mu.Lock()
+	u := a.seen[string(s.TokenHash)]
+	if u == nil {
+		u = &use{last: s.LastSeen, flushed: s.LastSeen}
+		a.seen[string(s.TokenHash)] = u
+	}
+	// A moment in the future means that the clock was set back since: how long ago it was is not known.
+	alive := now.Sub(u.last) < IdleLimit && now.Sub(s.CreatedAt) < Lifetime && !s.CreatedAt.After(now.Add(time.Second)) && !u.last.After(now.Add(time.Second))
+	flush := false
+	if alive {
+		u.last = now
+		flush = now.Sub(u.flushed) >= flushAfter
+		if flush {
+			u.flushed = now
+		}
+	} else {
+		delete(a.seen, string(s.TokenHash))
+	}
+	a.mu.Unlock()
+	if !alive {
+		if err := a.cfg.Store.EndSession(s.TokenHash, store.Actor{Name: s.User, Address: "expired"}); err != nil && !errors.Is(err, store.ErrNotFound) {
+			a.cfg.Log.Warn("cannot end expired session", "err", err)
+		}
+		return 0, false
+	}
+	if flush {
+		if err := a.cfg.Store.TouchSession(s.TokenHash, now); err != nil {
+			a.cfg.Log.Warn("cannot note the use of a session", "err", err)
+		}
+	}
+	return min(IdleLimit, Lifetime-now.Sub(s.CreatedAt)), true
+}
+
+func (a *Auth) forget(hash []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.seen, string(hash))
+}
+
+// login checks name and password and makes a session. ok is false for every reason alike.
+func (a *Auth) login(r *http.Request, name, password string) (token string, ok bool, err error) {
+	from := address(r)
+	if a.throttle.blocked(name, from) {
+		return "", false, nil
+	}
+	u, err := a.cfg.Store.User(r.Context(), name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return "", false, err
+	}
+	known := err == nil
+	hash := a.dummy
+	if known {
+		hash = u.PasswordHash
+	}
+	if !CheckPassword(hash, password) || !known || u.Disabled {
+		a.throttle.failed(name, from)
+		a.cfg.Log.Warn("login failed", "remote", from)
+		return "", false, nil
+	}
+	raw := make([]byte, tokenSize)
+	rand.Read(raw)
+	token = hex.EncodeToString(raw)
+	sum := sha256.Sum256([]byte(token))
+	now := a.now()
+	err = a.cfg.Store.AddSession(store.Session{TokenHash: sum[:], User: u.Name, CreatedAt: now, LastSeen: now,
+		Address: from, Agent: truncate(r.UserAgent(), 200)}, sessionsPerUser)
+	if err == nil && a.cfg.OnLogin != nil {
+		a.cfg.OnLogin(u.Name)
+	}
+	return token, err == nil, err
+}
+
+var roles = map[string]api.Access{"admin": api.Admin, "operator": api.Operator, "viewer": api.Viewer}
+
+// ValidRole tells whether role is one that a user can have.
+func ValidRole(role string) bool {
+	_, ok := roles[role]
+	return ok
+}
+
+// tokenHash is the hash of the one well-formed session cookie of r. Two of them are as good as none: which one
+// counts is nothing to guess at.
+func tokenHash(r *http.Request) ([]byte, bool) {
+	cookies := r.CookiesNamed(CookieName)
+	if len(cookies) != 1 || len(cookies[0].Value) != 2*tokenSize || strings.Trim(cookies[0].Value, "0123456789abcdef") != "" {
+		return nil, false
+	}
+	sum := sha256.Sum256([]byte(cookies[0].Value))
+	return sum[:], true
+}
+
+func address(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+func truncate(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "?")
+}

@@ -1,0 +1,65 @@
+package auth
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	"strings"
+
+	"golang.org/x/crypto/argon2"
+)
+
+// argon2id with 19 MiB, two passes and one lane (OWASP's first choice that a small box can afford).
+const (
+	argonMemory = 19 << 10 // KiB
+	argonTime   = 2
+	argonLanes  = 1
+	saltSize    = 16
+	hashSize    = 32
+)
+
+// hashing lets two hashes run at a time: each takes 19 MiB, and memory is what an attacker would exhaust.
+var hashing = make(chan struct{}, 2)
+
+func derive(password string, salt []byte, time, memory uint32, lanes uint8) []byte {
+	hashing <- struct{}{}
+	defer func() { <-hashing }()
+	return argon2.IDKey([]byte(password), salt, time, memory, lanes, hashSize)
+}
+
+// HashPassword returns the PHC string of password, about 80 ms of work. It may be called concurrently.
+func HashPassword(password string) string {
+	salt := make([]byte, saltSize)
+	rand.Read(salt)
+	key := derive(password, salt, argonTime, argonMemory, argonLanes)
+	b64 := base64.RawStdEncoding.EncodeToString
+	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemory, argonTime, argonLanes, b64(salt), b64(key))
+}
+
+// CheckPassword tells whether password belongs to the PHC string phc. A string it cannot read belongs to none.
+func CheckPassword(phc, password string) bool {
+	parts := strings.Split(phc, "$")
+	if len(parts) != 6 || parts[1] != "argon2id" {
+		return false
+	}
+	var version, memory, time uint32
+	var lanes uint8
+	if _, err := fmt.Sscanf(parts[2], "v=%d", &version); err != nil || version != argon2.Version {
+		return false
+	}
+	if _, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &memory, &time, &lanes); err != nil || memory > 1<<20 || time == 0 || time > 16 || lanes == 0 {
+		return false
+	}
+	salt, err1 := base64.RawStdEncoding.DecodeString(parts[4])
+	want, err2 := base64.RawStdEncoding.DecodeString(parts[5])
+	if err1 != nil || err2 != nil || len(want) != hashSize {
+		return false
+	}
+	return subtle.ConstantTimeCompare(derive(password, salt, time, memory, lanes), want) == 1
+}
+
+// RandomPassword is 20 characters that are easy to read and type, with 100 bits of chance.
+func RandomPassword() string {
+	return strings.ToLower(rand.Text()[:20])
+}

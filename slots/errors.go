@@ -1,0 +1,42 @@
+package slots
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The errors that callers branch on; they arrive wrapped, so compare with [errors.Is].
+var (
+	// ErrNoEmpty says that no slot is empty and unreserved.
+	ErrNoEmpty = errors.New("no slot is empty")
+	// ErrOccupied says that the slot asked for holds an image, is damaged, or is reserved by another fetch.
+	ErrOccupied = errors.New("slot is occupied")
+	// ErrUnknown says that there is no slot of this number.
+	ErrUnknown = errors.New("no such slot")
+	// ErrEmpty says that there is nothing in the slot to delete.
+	ErrEmpty = errors.New("slot is empty")
+	// ErrReserved says that a running fetch holds the slot or the partial.
+	ErrReserved = errors.New("reserved by a running fetch")
+	// ErrProtected says that the slot runs now or boots next.
+	ErrProtected = errors.New("slot is current or chosen for the next boot")
+	// ErrNotISO says that the bytes are no ISO 9660 image.
+	ErrNotISO = errors.New("not an ISO 9660 image")
+	// ErrLocked says that another process, or another Open, owns the directory.
+	ErrLocked = errors.New("directory is locked by another agent")
+)
+
+// errClosed is what a Writer answers after Commit, Abort or Suspend.
+var errClosed = errors.New("writer is closed")
+
+// SpaceError says that the file system cannot take the image and still keep the configured reserve.
+type SpaceError struct {
+	// Needed is what had to be found, in bytes.
+	Needed int64
+	// Free is what there was beyond the reserve, in bytes.
+	Free int64
+}
+
+// Error is a sentence for the user.
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("Not enough space: needs %d bytes, %d are free", e.Needed, e.Free)
+}

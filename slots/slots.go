@@ -1,0 +1,300 @@
+// Package slots keeps firmware images in numbered places on disk.
+//
+// A slot N is the directory Dir/N with an image and a manifest.json. The manifest is written last and removed
+// first, so it is the record that promises the bytes: an image without one is swept by [Open], a manifest
+// without its image is a damaged slot, which stays occupied until somebody deletes it. Nothing about slots is
+// kept in memory or in SQL; each question is answered from the disk.
+//
+// Unverified bytes live in Dir/.part/<key>.partial. [Slots.Reserve] hands out the one [Writer] that may touch
+// them and that turns them into a slot.
+//
+// Everything is opened below an [os.Root], and never through a symbolic link.
+package slots
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	partDir      = ".part"
+	lockFile     = ".lock"
+	imageFile    = "image"
+	manifestFile = "manifest.json"
+	tempSuffix   = ".tmp"
+	partSuffix   = ".partial"
+
+	dirPerm   = 0o700
+	imagePerm = 0o640 // while it is written
+	finalPerm = 0o440 // once it is committed
+)
+
+// Config says where the slots are and how they behave.
+type Config struct {
+	// Dir holds the slots and the partials; it is made if absent. All of it must be one file system.
+	Dir string
+	// First is the number of the lowest slot and Count how many there are; 0 means 1 and 5.
+	First, Count int
+	// Reserve is kept free on the file system, in bytes.
+	Reserve int64
+	// RequireISO makes [Writer.Inspect] refuse an image that is no ISO 9660 file system.
+	RequireISO bool
+	// VersionFile is the path, inside the ISO, of the file whose first line is the version; empty for none.
+	VersionFile string
+	// Buffered switches O_DIRECT off, for tests.
+	Buffered bool
+	// Now is the clock for manifests; nil means [time.Now].
+	Now func() time.Time
+	// Log gets what an admin must know about the disk; nil means [slog.Default].
+	Log *slog.Logger
+}
+
+// Slots owns a directory of slots. All its methods may be called concurrently.
+type Slots struct {
+	cfg  Config
+	root *os.Root // Dir
+	part *os.Root // Dir/.part
+	lock *os.File // flock'ed as long as the Slots is open
+
+	// turn lets one of Reserve, Delete, SetBoot and RemovePartial look at the disk and act on what it saw. It is
+	// held over their few small file operations on purpose: without it, what was seen may be gone.
+	turn sync.Mutex
+
+	mu     sync.Mutex
+	held   map[int]string // slot → key of its Writer, or "" while the slot is being deleted
+	closed bool
+}
+
+// Open makes the directories, locks Dir against other agents, and brings the disk in order after a crash.
+// It returns an error that wraps [ErrLocked] if Dir is open already. The owner calls Close after the last
+// Writer is committed, aborted or suspended.
+func Open(cfg Config) (*Slots, error) {
+	if cfg.First == 0 {
+		cfg.First = 1
+	}
+	if cfg.Count == 0 {
+		cfg.Count = 5
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Dir == "" || cfg.First < 0 || cfg.Count < 0 || cfg.Reserve < 0 {
+		return nil, fmt.Errorf("cannot open slots: bad configuration (dir %q, first %d, count %d, reserve %d)",
+			cfg.Dir, cfg.First, cfg.Count, cfg.Reserve)
+	}
+	s := &Slots{cfg: cfg, held: make(map[int]string)}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot open slots in %s: %w", cfg.Dir, err), s.Close())
+	}
+	return s, nil
+}
+
+func (s *Slots) open() error {
+	if err := s.makeDir(); err != nil {
+		return err
+	}
+	var err error
+	if s.root, err = os.OpenRoot(s.cfg.Dir); err != nil {
+		return err
+	}
+	s.lock, err = s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		s.lock, err = openRegular(s.root, lockFile, os.O_RDWR)
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrLocked
+	} else if err != nil {
+		return fmt.Errorf("cannot lock: %w", err)
+	}
+	if err := s.root.Mkdir(partDir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if s.part, err = openSub(s.root, partDir); err != nil {
+		return err
+	}
+	if err := syncDir(s.root); err != nil {
+		return err
+	}
+	return s.sweep()
+}
+
+// makeDir makes Dir, and its name durable if it is new.
+func (s *Slots) makeDir() error {
+	if _, err := os.Stat(s.cfg.Dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(s.cfg.Dir, dirPerm); err != nil {
+		return err
+	}
+	parent, err := os.OpenRoot(filepath.Dir(filepath.Clean(s.cfg.Dir)))
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // we may make an entry there, but not read it, so there is nothing to sync through
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncDir(parent), parent.Close())
+}
+
+// Close gives the directory free. Every Writer must be finished before. Calls after the first do nothing.
+func (s *Slots) Close() error {
+	s.mu.Lock()
+	done := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	// Reverse order of open: the lock goes last but for the root it was opened in.
+	var errs []error
+	if s.part != nil {
+		errs = append(errs, s.part.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	if s.root != nil {
+		errs = append(errs, s.root.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("cannot close slots: %w", err)
+	}
+	return nil
+}
+
+// Free is how many bytes may still be written: what the file system has for us, less the reserve, at least 0.
+func (s *Slots) Free() (int64, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Fstatfs(int(s.lock.Fd()), &st)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
+		}
+		break
+	}
+	unit := st.Frsize // the unit of the block counts, as in statvfs; 0 on file systems that do not fill it in
+	if unit == 0 {
+		unit = st.Bsize
+	}
+	return max(0, int64(st.Bavail)*unit-s.cfg.Reserve), nil
+}
+
+// known tells whether id is one of our slots.
+func (s *Slots) known(id int) bool {
+	return id >= s.cfg.First && id < s.cfg.First+s.cfg.Count
+}
+
+// slotName is the directory of a slot.
+func slotName(id int) string { return strconv.Itoa(id) }
+
+// openSub opens a real directory of root. [os.Root] alone would follow a symbolic link that stays inside.
+func openSub(root *os.Root, name string) (*os.Root, error) {
+	before, err := root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !before.IsDir() {
+		return nil, fmt.Errorf("cannot open %s: %w", name, syscall.ENOTDIR)
+	}
+	sub, err := root.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	after, err := sub.Stat(".")
+	if err == nil && !os.SameFile(before, after) {
+		err = fmt.Errorf("cannot open %s: changed under our hands", name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, sub.Close())
+	}
+	return sub, nil
+}
+
+// openRegular opens a regular file of dir that exists. Like openSub it follows no link ([os.Root] follows those
+// that stay inside, whatever the flags), and a FIFO does not block it.
+func openRegular(dir *os.Root, name string, flag int) (*os.File, error) {
+	before, err := dir.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, fmt.Errorf("cannot open %s: no regular file", name)
+	}
+	f, err := dir.OpenFile(name, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	after, err := f.Stat()
+	if err == nil && !os.SameFile(before, after) {
+		err = fmt.Errorf("cannot open %s: changed under our hands", name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir *os.Root) error {
+	d, err := dir.Open(".")
+	if err != nil {
+		return fmt.Errorf("cannot open directory: %w", err)
+	}
+	if err := d.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("cannot sync directory %s: %w", dir.Name(), err), d.Close())
+	}
+	return d.Close()
+}
+
+// removeFile removes a name of dir; a name that is not there is no error.
+func removeFile(dir *os.Root, name string) error {
+	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// replaceFile writes a small file atomically: temporary file, fsync, rename. The caller syncs dir.
+func replaceFile(dir *os.Root, name string, data []byte, perm os.FileMode) error {
+	temp := name + tempSuffix
+	if err := removeFile(dir, temp); err != nil { // a leftover of a crash, or a link somebody planted
+		return err
+	}
+	f, err := dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = dir.Rename(temp, name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot write %s: %w", name, err), removeFile(dir, temp))
+	}
+	return nil
+}

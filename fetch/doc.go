@@ -1,0 +1,21 @@
+// Package fetch brings URLs into slots: the queue, the workers, the pipeline and the retries, and the SPS routes
+// over them.
+//
+// # The life of a fetch
+//
+// POST → [ParseRequest] → store.Enqueue (durable before the 202) → a worker claims the oldest → a slot is reserved →
+// attempts: source.Open → read → hash ‖ write → checkpoints → length and digest are checked → store.BeginInstall
+// (the point of no return) → Writer.Commit (the manifest is written last) → store.Finish.
+//
+// DELETE → store.Delete decides in one transaction: a queued fetch is cancelled; a running one is marked, its worker's
+// context is cancelled with errCancelled, the partial is removed, then the row says cancelled and the caller gets
+// the answer; one that is installing goes on; a final one is pruned.
+//
+// Stopping cancels the workers with errShutdown: partial and checkpoint stay, the rows go back to the queue.
+//
+// # Guarantees
+//
+// A fetch that was accepted is not lost. Finished means that a slot holds exactly the bytes of the digest asked for.
+// When DELETE answers cancelled, the partial is off the disk and the connection closed. A partial is continued only
+// if its source proves that it is the same file, or the digest at the end refuses it.
+package fetch

@@ -1,0 +1,408 @@
+package fetch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+// minProgress is by how many bytes an attempt must get further than any before to count as progress.
+const minProgress = 64 << 10
+
+// candidate is one of the URLs of a fetch, with what may be sent there.
+type candidate struct {
+	url  string
+	req  source.Request
+	gone bool // it failed for good
+}
+
+// download brings one claimed fetch to a final status, or back to the queue. It belongs to one worker.
+type download struct {
+	m    *Manager
+	f    store.Fetch
+	fl   *flight
+	pipe *pipeline
+	log  *slog.Logger
+
+	candidates []candidate
+	w          *slots.Writer
+	digests    *digests
+	validator  source.Validator // of what the partial holds
+	from       string           // the candidate that it came from
+	saved      int64            // the offset of the last stored checkpoint
+	pending    int64            // bytes since a checkpoint was last due
+	savedAt    time.Time
+	began      time.Time
+}
+
+// run ends in exactly one of the five ways that a claimed fetch can.
+func (d *download) run(ctx context.Context) {
+	d.began = d.m.cfg.Now()
+	err := d.prepare(ctx)
+	if err == nil {
+		err = d.attempts(ctx)
+	}
+	if err == nil {
+		err = d.install()
+	}
+	switch {
+	case err == nil:
+		return
+	case errors.Is(err, errShutdown):
+		d.suspend()
+	case errors.Is(err, errCancelled), errors.Is(err, store.ErrConflict):
+		d.cancelled()
+	default:
+		d.fail(err)
+	}
+}
+
+// prepare finds out where from and where to.
+func (d *download) prepare(ctx context.Context) error {
+	secrets, err := unseal(d.m.cfg.SealKey, d.f.Key, d.f.Secrets)
+	if err != nil {
+		return &source.Error{Code: "credentials", Class: source.Human, Err: err,
+			Message: "The stored credentials cannot be read: the agent's key has changed. Start the fetch again."}
+	}
+	if err := d.plan(secrets); err != nil {
+		return err
+	}
+	cp := d.f.Checkpoint
+	if d.w, err = d.m.cfg.Slots.Reserve(d.f.Key, d.f.WantSlot, cp.Offset); err != nil {
+		return d.reserveError(err)
+	}
+	d.digests = newDigests(d.f.SHA512 != "")
+	if d.w.Offset() == 0 {
+		return nil
+	}
+	if json.Unmarshal([]byte(cp.Validator), &d.validator) != nil {
+		return d.restart()
+	}
+	d.from, d.saved, d.savedAt = cp.Source, cp.Offset, d.m.cfg.Now()
+	if cp.Clean && d.digests.restore(cp.State) == nil {
+		return nil
+	}
+	return d.rehash(ctx, cp.State)
+}
+
+// rehash reads the partial again after an unclean stop, which also finds torn and rotten bytes.
+func (d *download) rehash(ctx context.Context, state []byte) error {
+	d.digests = newDigests(d.f.SHA512 != "")
+	if _, err := io.Copy(d.digests, &cancellable{ctx, d.w.Prefix()}); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		d.log.Warn("cannot read the partial again, starting at byte 0", "err", err)
+		return d.restart()
+	}
+	if now, err := d.digests.state(); err != nil || string(now) != string(state) {
+		d.log.Warn("the partial is not what was written, starting at byte 0", "offset", d.w.Offset())
+		return d.restart()
+	}
+	return nil
+}
+
+type cancellable struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *cancellable) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}
+
+// plan lists the candidates in order: the URL, then the mirrors. Credentials of the URL go with a mirror of the
+// same origin only; what is written in a mirror's own URL goes there.
+func (d *download) plan(secrets Secrets) error {
+	verify := source.VerifyAuto
+	if d.f.TLSVerify != nil {
+		verify = source.VerifyNever
+		if *d.f.TLSVerify {
+			verify = source.VerifyAlways
+		}
+	}
+	var origin string
+	for i, raw := range append([]string{d.f.URL}, d.f.Mirrors...) {
+		u, err := url.Parse(raw)
+		if err != nil {
+			return fmt.Errorf("cannot parse stored url: %w", err)
+		}
+		cred := secrets.URL
+		if i == 0 {
+			origin = source.Origin(u)
+		} else {
+			if source.Origin(u) != origin {
+				cred = nil
+			}
+			if i-1 < len(secrets.Mirrors) && secrets.Mirrors[i-1] != nil {
+				cred = secrets.Mirrors[i-1]
+			}
+		}
+		d.candidates = append(d.candidates, candidate{url: raw, req: source.Request{URL: u, Credentials: cred,
+			Verify: verify, CA: []byte(d.f.TLSCA), Digest: d.f.SHA256 != ""}})
+	}
+	return nil
+}
+
+// attempts tries the candidates until one delivers. An attempt that got further is repeated at the same candidate;
+// one that did not gives way to the next. After a round without progress there is a pause.
+func (d *download) attempts(ctx context.Context) error {
+	i, round, high := 0, 1, d.w.Offset()
+	restarted := false
+	for {
+		c := &d.candidates[i]
+		err := d.attempt(ctx, c)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var e *source.Error
+		if !errors.As(err, &e) || isWrite(err) {
+			return err
+		}
+		d.log.Warn("attempt failed", "url", source.Redact(c.req.URL), "code", e.Code, "class", e.Class.String(), "bytes", d.w.Offset(), "err", e)
+		if (e.Code == "bad_resume" || e.Code == "range") && !restarted {
+			// The partial is worthless for this source: once more, from byte 0.
+			restarted = true
+			if err := d.restart(); err != nil {
+				return err
+			}
+			continue
+		}
+		c.gone = e.Class != source.Temporary
+		next, wrapped, ok := d.next(i)
+		switch {
+		case !ok:
+			return e
+		case !c.gone && d.w.Offset() >= high+minProgress:
+			high, round, wrapped = d.w.Offset(), 1, true // stay
+		default:
+			if wrapped {
+				if round++; round > d.m.cfg.Retry.Rounds {
+					return e
+				}
+			}
+			i = next
+		}
+		if wrapped && !c.gone {
+			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter)); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// next is the candidate after i that has not failed for good; wrapped tells that it does not come later in the list.
+func (d *download) next(i int) (next int, wrapped, ok bool) {
+	for k := 1; k <= len(d.candidates); k++ {
+		if n := (i + k) % len(d.candidates); !d.candidates[n].gone {
+			return n, n <= i, true
+		}
+	}
+	return 0, false, false
+}
+
+func (d *download) wait(ctx context.Context, delay time.Duration) error {
+	if err := d.phase(store.Waiting); err != nil {
+		return err
+	}
+	d.log.Info("waiting to retry", "delay", delay.Round(time.Millisecond).String())
+	d.m.pause(ctx, delay)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// phase notes the phase for all to see. A row that is no longer ours to change was cancelled.
+func (d *download) phase(p store.Phase) error {
+	downloaded, total, _ := d.fl.progress.counts()
+	if _, err := d.m.cfg.Store.SetPhase(d.f.Key, p, downloaded, total); err != nil {
+		if errors.Is(err, store.ErrConflict) {
+			return errCancelled
+		}
+		d.log.Error("cannot note the phase", "err", err) // the next row that is written will say where we are
+	}
+	d.fl.progress.set(p, 0)
+	d.m.notify()
+	return nil
+}
+
+// attempt is one connection's worth of trying, up to the comparison of the digests.
+func (d *download) attempt(ctx context.Context, c *candidate) error {
+	f, err := d.m.cfg.Store.BeginAttempt(d.f.Key)
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err != nil {
+		return err
+	}
+	d.fl.progress.set(store.Downloading, f.Attempts)
+	d.m.notify()
+	if d.w.Offset() > 0 && d.from != c.url {
+		if err := d.restart(); err != nil {
+			return err
+		}
+	}
+	if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
+		if err := d.transfer(ctx, c); err != nil {
+			return err
+		}
+	}
+	return d.verify()
+}
+
+// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint.
+func (d *download) transfer(ctx context.Context, c *candidate) error {
+	stream, err := d.m.cfg.Source.Open(ctx, c.req, d.w.Offset(), d.validator)
+	if err != nil {
+		return err
+	}
+	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
+	if stream.Offset != d.w.Offset() {
+		d.log.Info("the file changed or its source does not resume, starting at byte 0", "offset", d.w.Offset())
+		if err := d.restart(); err != nil {
+			return err
+		}
+	}
+	total := stream.Validator.Size
+	d.validator, d.from = stream.Validator, c.url
+	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
+	if total >= 0 {
+		if err := d.w.Expect(total); err != nil {
+			return errWrite{err}
+		}
+	}
+	d.savedAt, d.pending = d.m.cfg.Now(), 0
+	err = d.pipe.run(ctx, stream, d.digests, d.w, d.fl.progress.add, d.due, d.checkpoint)
+	if isWrite(err) {
+		return err
+	}
+	cerr := stream.Close()
+	switch {
+	case err == nil && total >= 0 && d.w.Offset() < total:
+		err = &source.Error{Code: "broken", Class: source.Temporary}
+	case err == nil && cerr != nil && (total < 0 || d.w.Offset() != total):
+		err = cerr // with all bytes there, the digest has the last word
+	}
+	if err == nil {
+		return nil
+	}
+	d.fl.progress.stream(d.w.Offset(), total, nil)
+	if !errors.Is(context.Cause(ctx), errCancelled) && d.w.Offset() > d.saved {
+		if err := d.checkpoint(); err != nil {
+			return err
+		}
+	}
+	return d.describe(err, total)
+}
+
+// describe adds to a broken connection how far it got.
+func (d *download) describe(err error, total int64) error {
+	var e *source.Error
+	if !errors.As(err, &e) || e.Code != "broken" && e.Code != "stalled" {
+		return err
+	}
+	what := map[string]string{"broken": "The connection broke", "stalled": "The server sent no more data in time"}[e.Code]
+	of := ""
+	if total >= 0 {
+		of = fmt.Sprintf(" of %d", total)
+	}
+	return &source.Error{Code: e.Code, Class: e.Class, Err: e.Err, Message: fmt.Sprintf("%s after %d%s bytes.", what, d.w.Offset(), of)}
+}
+
+// due counts n bytes that are on their way to the disk. The writer may not be asked: it is at work.
+func (d *download) due(n int) bool {
+	d.pending += int64(n)
+	return d.pending >= d.m.cfg.CheckpointBytes || d.m.cfg.Now().Sub(d.savedAt) >= d.m.cfg.CheckpointEvery
+}
+
+// checkpoint makes the partial durable and then says so in the row, never the other way round. It is called with
+// hasher and writer at rest. A row that cannot be written costs nothing but a longer way back after a crash.
+func (d *download) checkpoint() error {
+	d.savedAt, d.pending = d.m.cfg.Now(), 0
+	if !d.validator.Resumable() || d.w.Offset()%block != 0 {
+		return nil
+	}
+	if err := d.w.Sync(); err != nil {
+		return errWrite{err}
+	}
+	state, err1 := d.digests.state()
+	v, err2 := json.Marshal(d.validator)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	_, total, tls := d.fl.progress.counts()
+	err := d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{Offset: d.w.Offset(), State: state, Validator: string(v), Source: d.from}, total, tls)
+	switch {
+	case err == nil:
+		d.saved = d.w.Offset()
+	case !errors.Is(err, store.ErrConflict): // which is a cancel on its way
+		d.log.Error("cannot store checkpoint", "err", err)
+	}
+	return nil
+}
+
+// restart throws the partial away and begins at byte 0.
+func (d *download) restart() error {
+	d.digests = newDigests(d.f.SHA512 != "")
+	d.validator, d.from, d.saved = source.Validator{}, "", 0
+	d.fl.progress.stream(0, 0, nil)
+	if err := d.w.Restart(); err != nil {
+		return errWrite{err}
+	}
+	return nil
+}
+
+// verify compares the digests. A file with another digest is discarded: no source will be asked to continue it.
+func (d *download) verify() error {
+	if err := d.phase(store.Verifying); err != nil {
+		return err
+	}
+	sum256, sum512 := d.digests.got()
+	var e *source.Error
+	switch {
+	case sum256 != d.f.SHA256:
+		e = mismatch("SHA-256", d.f.SHA256, sum256)
+	case d.f.SHA512 != "" && sum512 != d.f.SHA512:
+		e = mismatch("SHA-512", d.f.SHA512, sum512)
+	default:
+		return nil
+	}
+	if d.looksLikeHTML() {
+		e.Message += " It looks like an HTML page: check the URL, and whether a login page is in the way."
+	}
+	downloaded, total, _ := d.fl.progress.counts()
+	if err := d.restart(); err != nil {
+		return err
+	}
+	d.fl.progress.stream(downloaded, total, nil) // stays to be seen if this was the last attempt
+	return e
+}
+
+func mismatch(name, want, got string) *source.Error {
+	return &source.Error{Code: "digest", Class: source.Permanent,
+		Message: fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got)}
+}
+
+func (d *download) looksLikeHTML() bool {
+	head := make([]byte, 256)
+	n, _ := io.ReadFull(d.w.Prefix(), head)
+	text := strings.ToLower(strings.TrimSpace(string(head[:n])))
+	return strings.HasPrefix(text, "<!doctype html") || strings.HasPrefix(text, "<html")
+}

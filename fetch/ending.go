@@ -1,0 +1,176 @@
+package fetch
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+// This file holds the ways in which a download ends: installed, suspended, cancelled, failed.
+
+// install makes the verified partial a slot. From BeginInstall on there is no way back.
+func (d *download) install() error {
+	u, err := url.Parse(d.from)
+	if err != nil {
+		return err
+	}
+	m := slots.Manifest{Key: d.f.Key, Name: source.FileName(u), Source: source.Redact(u), SHA256: d.f.SHA256, SHA512: d.f.SHA512,
+		Size: d.w.Offset(), FetchedAt: d.m.cfg.Now()}
+	m.VolumeID, m.Version, m.ISO, err = d.w.Inspect(m.Name)
+	if errors.Is(err, slots.ErrNotISO) {
+		return &source.Error{Code: "not_iso", Class: source.Permanent, Err: err,
+			Message: "The image is no ISO 9660 file system, which this box requires (slots.require_iso)."}
+	}
+	if err != nil {
+		return errWrite{err}
+	}
+	_, _, tls := d.fl.progress.counts()
+	if _, err := d.m.cfg.Store.BeginInstall(d.f.Key, m.Size, tls); err != nil {
+		return err
+	}
+	d.fl.progress.stream(m.Size, m.Size, nil)
+	d.fl.progress.set(store.Installing, 0)
+	d.m.notify()
+	if h := d.m.cfg.hooks.installing; h != nil {
+		h(d.f.Key)
+	}
+	slot, err := d.w.Commit(m)
+	if err != nil {
+		return errWrite{err}
+	}
+	var rate *int64
+	if took := d.m.cfg.Now().Sub(d.began); took > 0 {
+		r := int64(float64(m.Size) / took.Seconds())
+		rate = &r
+	}
+	d.record("finished", func() error {
+		_, err := d.m.cfg.Store.Finish(d.f.Key, slot, rate)
+		return err
+	})
+	d.log.Info("fetch finished", "slot", slot, "bytes", m.Size, "sha256", m.SHA256)
+	return nil
+}
+
+// suspend keeps the partial for the next start of the agent.
+func (d *download) suspend() {
+	if d.w != nil {
+		if err := d.w.Suspend(); err != nil {
+			d.log.Warn("cannot keep the partial", "err", err)
+			d.saved = 0
+		}
+	}
+	if d.record("queued again", func() error {
+		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, true)
+		return err
+	}) {
+		d.log.Info("fetch queued again for the next start", "offset", d.saved)
+	}
+}
+
+// cancelled removes the partial and then says so.
+func (d *download) cancelled() {
+	if h := d.m.cfg.hooks.cleanup; h != nil {
+		h(d.f.Key)
+	}
+	downloaded, total, _ := d.fl.progress.counts()
+	d.abort()
+	d.record("cancelled", func() error {
+		_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
+		return err
+	})
+	d.log.Info("fetch cancelled", "bytes", downloaded)
+}
+
+// fail removes the partial and records why, unless a cancel came first.
+func (d *download) fail(err error) {
+	e := d.explain(err)
+	downloaded, total, tls := d.fl.progress.counts()
+	d.abort()
+	d.log.Error("fetch failed", "code", e.Code, "err", err, "cause", errors.Unwrap(e))
+	if !d.record("failed", func() error {
+		_, err := d.m.cfg.Store.Fail(d.f.Key, e.Code, e.Message, downloaded, total, tls)
+		return err
+	}) {
+		d.record("cancelled", func() error {
+			_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
+			return err
+		})
+	}
+}
+
+func (d *download) abort() {
+	var err error
+	if d.w != nil {
+		err = d.w.Abort()
+	} else {
+		err = d.m.cfg.Slots.RemovePartial(d.f.Key)
+	}
+	if err != nil {
+		// What is left is swept at the next start: no unfinished row owns it.
+		d.log.Error("cannot remove the partial", "err", err)
+	}
+}
+
+// record repeats a status change until the database takes it: the disk may be full, or locked for a while. It
+// returns false when the row has gone another way. Files are not touched meanwhile: a COMMIT that returned an error
+// may be durable all the same. When the agent stops first, recovery settles it.
+func (d *download) record(what string, change func() error) bool {
+	for try := 1; ; try++ {
+		err := change()
+		switch {
+		case err == nil:
+			return true
+		case errors.Is(err, store.ErrConflict) && try == 1, errors.Is(err, store.ErrNotFound):
+			return false
+		case errors.Is(err, store.ErrConflict):
+			return true // an earlier try was durable
+		}
+		d.log.Error("cannot record that the fetch is "+what, "err", err)
+		if d.m.ctx.Err() != nil {
+			return true
+		}
+		d.m.pause(d.m.ctx, time.Second)
+	}
+}
+
+// explain gives the words for the admin.
+func (d *download) explain(err error) *source.Error {
+	var e *source.Error
+	var space *slots.SpaceError
+	switch {
+	case errors.As(err, &e):
+		return e
+	case errors.As(err, &space):
+		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: fmt.Sprintf(
+			"Not enough space: needs %d bytes, %d are free beside the reserve. Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again.",
+			space.Needed, space.Free)}
+	case isWrite(err):
+		return &source.Error{Code: "disk", Class: source.Human, Err: err,
+			Message: "The image could not be written to the disk. Check the disk and the slots directory; the agent's journal has the details."}
+	}
+	return &source.Error{Code: "internal", Class: source.Human, Err: err, Message: "An internal error ended the fetch. The agent's journal has the details."}
+}
+
+func (d *download) reserveError(err error) error {
+	e := &source.Error{Class: source.Human, Err: err}
+	switch {
+	case errors.Is(err, slots.ErrNoEmpty):
+		all, _ := d.m.cfg.Slots.List()
+		e.Code = "no_slot"
+		e.Message = fmt.Sprintf("No empty firmware slot: all %d are occupied. Delete one with DELETE /api/firmware/slots/<slot_id> and start again.", len(all))
+	case errors.Is(err, slots.ErrOccupied):
+		e.Code = "slot_occupied"
+		e.Message = fmt.Sprintf("Slot %d is occupied. Delete it or leave out slot_id.", *d.f.WantSlot)
+	case errors.Is(err, slots.ErrUnknown):
+		e.Code = "slot_unknown"
+		e.Message = fmt.Sprintf("Slot %d is not configured on this box. Choose another or leave out slot_id.", *d.f.WantSlot)
+	default:
+		return errWrite{err}
+	}
+	return e
+}

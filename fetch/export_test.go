@@ -1,0 +1,7 @@
+package fetch
+
+// WithHooks lets tests hold up an install or a clean-up; nil leaves either alone.
+func (c Config) WithHooks(installing, cleanup func(key string)) Config {
+	c.hooks = hooks{installing: installing, cleanup: cleanup}
+	return c
+}

@@ -1,0 +1,298 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+var (
+	errCancelled = errors.New("cancelled by a user")
+	errShutdown  = errors.New("the agent is stopping")
+)
+
+// Config is what [Open] needs. Zero values take the defaults that the fields name.
+type Config struct {
+	Store  *store.Store
+	Slots  *slots.Slots
+	Source *source.Client
+	// SealKey encrypts credentials at rest; SealKeySize bytes.
+	SealKey []byte
+	Log     *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+
+	// Workers is how many fetches run at a time (default 1).
+	Workers int
+	// CheckpointBytes (default 128 MiB) or CheckpointEvery (default 10 s), whichever first, is the most that a
+	// crash costs.
+	CheckpointBytes int64
+	CheckpointEvery time.Duration
+	// Retry says how long temporary failures are borne.
+	Retry Retry
+	// CancelWait is how long a DELETE waits for the end of a running fetch (default 30 s).
+	CancelWait time.Duration
+
+	hooks hooks
+}
+
+// hooks let tests hold up a fetch where timing matters; all nil otherwise.
+type hooks struct {
+	installing, cleanup func(key string)
+}
+
+// Manager owns the workers. It is safe for concurrent use.
+type Manager struct {
+	cfg    Config
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	group  sync.WaitGroup
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	flights map[string]*flight
+	changed chan struct{} // closed and replaced at every change of a fetch
+}
+
+// flight is a fetch that a worker has in hand.
+type flight struct {
+	progress progress
+	cancel   context.CancelCauseFunc
+}
+
+// Open brings rows and disk together and starts the workers.
+func Open(cfg Config) (*Manager, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Workers == 0 {
+		cfg.Workers = 1
+	}
+	if cfg.CheckpointBytes == 0 {
+		cfg.CheckpointBytes = 128 << 20
+	}
+	if cfg.CheckpointEvery == 0 {
+		cfg.CheckpointEvery = 10 * time.Second
+	}
+	if cfg.CancelWait == 0 {
+		cfg.CancelWait = 30 * time.Second
+	}
+	cfg.Retry = cfg.Retry.withDefaults()
+	if len(cfg.SealKey) != SealKeySize {
+		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
+	}
+	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), flights: map[string]*flight{}, changed: make(chan struct{})}
+	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	if err := m.recover(); err != nil {
+		return nil, err
+	}
+	for range cfg.Workers {
+		p, err := newPipeline()
+		if err != nil {
+			m.Close()
+			return nil, err
+		}
+		m.group.Go(func() { m.work(p) })
+	}
+	return m, nil
+}
+
+// Close stops the workers and waits: partials and checkpoints are kept, the rows are queued again.
+func (m *Manager) Close() error {
+	m.cancel(errShutdown)
+	m.group.Wait()
+	return nil
+}
+
+// Enqueue accepts q; when it returns, the row is durable.
+func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
+	key := uuid.NewString()
+	secrets, err := seal(m.cfg.SealKey, key, q.Secrets)
+	if err != nil {
+		return store.Fetch{}, err
+	}
+	f := store.Fetch{Key: key, URL: q.URL.String(), SHA256: q.SHA256, SHA512: q.SHA512, WantSlot: q.Slot,
+		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Secrets: secrets}
+	for _, u := range q.Mirrors {
+		f.Mirrors = append(f.Mirrors, u.String())
+	}
+	if f, err = m.cfg.Store.Enqueue(f, by); err != nil {
+		return f, err
+	}
+	m.cfg.Log.Info("fetch queued", "key", key, "url", source.Redact(q.URL), "by", by.Name)
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+	return f, nil
+}
+
+// Get is one fetch as it is now; store.ErrNotFound if there is none.
+func (m *Manager) Get(ctx context.Context, key string) (store.Fetch, error) {
+	f, err := m.cfg.Store.Fetch(ctx, key)
+	return m.live(f), err
+}
+
+// Each calls yield for every fetch, oldest first.
+func (m *Manager) Each(ctx context.Context, yield func(store.Fetch) error) error {
+	return m.cfg.Store.Fetches(ctx, func(f store.Fetch) error { return yield(m.live(f)) })
+}
+
+// live adds to a row in progress what only memory knows.
+func (m *Manager) live(f store.Fetch) store.Fetch {
+	if f.Status != store.InProgress {
+		return f
+	}
+	m.mu.Lock()
+	fl := m.flights[f.Key]
+	m.mu.Unlock()
+	if fl == nil {
+		return f
+	}
+	return fl.progress.overlay(f)
+}
+
+// Wait returns the fetch as soon as done says so, or the error of ctx. It is how anybody waits for a change.
+func (m *Manager) Wait(ctx context.Context, key string, done func(store.Fetch) bool) (store.Fetch, error) {
+	for {
+		m.mu.Lock()
+		changed := m.changed
+		m.mu.Unlock()
+		f, err := m.Get(ctx, key)
+		if err != nil || done(f) {
+			return f, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return f, context.Cause(ctx)
+		}
+	}
+}
+
+// notify wakes all who wait.
+func (m *Manager) notify() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// Delete cancels a live fetch or prunes a final one. A running fetch is waited for, at most CancelWait or until ctx
+// ends, neither of which stops the cancel; whether it is complete shows in the status of the row returned.
+func (m *Manager) Delete(ctx context.Context, key string, by store.Actor) (store.Outcome, store.Fetch, error) {
+	out, f, err := m.cfg.Store.Delete(key, by)
+	if err != nil {
+		return out, f, err
+	}
+	m.notify()
+	m.cfg.Log.Info("fetch deleted", "key", key, "by", by.Name, "status", f.Status)
+	switch out {
+	case store.CancelledQueued:
+		// It may have been interrupted by a restart and own a partial.
+		return out, f, m.cfg.Slots.RemovePartial(key)
+	case store.CancelRequested:
+		m.interrupt(key)
+		ctx, stop := context.WithTimeout(ctx, m.cfg.CancelWait)
+		defer stop()
+		f, err := m.Wait(ctx, key, func(f store.Fetch) bool { return f.Status.Final() })
+		if errors.Is(err, store.ErrNotFound) {
+			// It was cancelled, and pruned by somebody else before we looked.
+			f.Status, err = store.Cancelled, nil
+		}
+		if err != nil && ctx.Err() != nil {
+			f, err = m.Get(context.WithoutCancel(ctx), key)
+		}
+		return out, f, err
+	}
+	return out, m.live(f), nil
+}
+
+func (m *Manager) interrupt(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if fl := m.flights[key]; fl != nil {
+		fl.cancel(errCancelled)
+	}
+}
+
+// Source is what the fetches are opened with.
+func (m *Manager) Source() *source.Client { return m.cfg.Source }
+
+// Running counts the fetches in hand, for the status line and health.
+func (m *Manager) Running() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.flights)
+}
+
+// work claims fetches, one at a time, until the manager stops.
+func (m *Manager) work(p *pipeline) {
+	defer p.close() //nolint:errcheck // unmapping at the end has no consequence
+	for m.ctx.Err() == nil {
+		f, ok, err := m.cfg.Store.Claim()
+		if err != nil {
+			m.cfg.Log.Error("cannot claim a fetch", "err", err)
+			m.pause(m.ctx, time.Second)
+			continue
+		}
+		if !ok {
+			select {
+			case <-m.wake:
+			case <-m.ctx.Done():
+			}
+			continue
+		}
+		// With several workers, pass the word on: one wake may stand for many rows.
+		select {
+		case m.wake <- struct{}{}:
+		default:
+		}
+		m.fly(p, f)
+	}
+}
+
+// fly runs one claimed fetch to its end. The flight is registered before the row is read again, so that a DELETE
+// between claim and registration is seen.
+func (m *Manager) fly(p *pipeline, f store.Fetch) {
+	ctx, cancel := context.WithCancelCause(m.ctx)
+	defer cancel(nil)
+	fl := &flight{cancel: cancel}
+	fl.progress.now, fl.progress.phase = m.cfg.Now, store.Downloading
+	fl.progress.attempts, fl.progress.tlsVerified = f.Attempts, f.TLSVerified
+	m.mu.Lock()
+	m.flights[f.Key] = fl
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.flights, f.Key)
+		m.mu.Unlock()
+		m.notify()
+	}()
+	if now, err := m.cfg.Store.Fetch(ctx, f.Key); err == nil && now.CancelRequested {
+		cancel(errCancelled)
+	}
+	m.notify()
+	m.cfg.Log.Info("fetch started", "key", f.Key, "attempt", f.Attempts)
+	d := &download{m: m, f: f, fl: fl, pipe: p, log: m.cfg.Log.With("key", f.Key)}
+	d.run(ctx)
+}
+
+// pause waits for d or the end of ctx.
+func (m *Manager) pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

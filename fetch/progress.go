@@ -1,0 +1,94 @@
+package fetch
+
+import (
+	"sync"
+	"time"
+
+	"slotfetch/store"
+)
+
+// rateSpan is over how long the rate is taken.
+const rateSpan = 5 * time.Second
+
+// progress is what a running fetch says of itself between two rows. Whoever asks reads it; nothing ticks.
+type progress struct {
+	now func() time.Time
+
+	mu          sync.Mutex
+	phase       store.Phase
+	attempts    int
+	downloaded  int64
+	total       int64 // 0: unknown
+	tlsVerified *bool
+	samples     []sample // oldest first, spanning about rateSpan
+}
+
+type sample struct {
+	at    time.Time
+	bytes int64
+}
+
+// add counts bytes read.
+func (p *progress) add(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.downloaded += int64(n)
+	now := p.now()
+	if k := len(p.samples); k > 0 && now.Sub(p.samples[k-1].at) < rateSpan/20 {
+		return
+	}
+	for len(p.samples) > 1 && now.Sub(p.samples[1].at) >= rateSpan {
+		p.samples = p.samples[1:]
+	}
+	p.samples = append(p.samples, sample{now, p.downloaded})
+}
+
+// stream notes where an attempt's bytes begin and how many there will be.
+func (p *progress) stream(offset, total int64, tlsVerified *bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.downloaded, p.total = offset, max(total, 0)
+	if tlsVerified != nil {
+		p.tlsVerified = tlsVerified
+	}
+	p.samples = append(p.samples[:0:0], sample{p.now(), offset})
+}
+
+func (p *progress) set(phase store.Phase, attempts int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.phase, p.attempts = phase, attempts
+	if phase != store.Downloading {
+		p.samples = nil
+	}
+}
+
+// counts are the bytes so far and the total, 0 if unknown.
+func (p *progress) counts() (downloaded, total int64, tlsVerified *bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.downloaded, p.total, p.tlsVerified
+}
+
+// overlay puts what is live over the row f.
+func (p *progress) overlay(f store.Fetch) store.Fetch {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.BytesDownloaded, f.BytesTotal = p.downloaded, p.total
+	f.Attempts = max(f.Attempts, p.attempts)
+	if p.tlsVerified != nil {
+		f.TLSVerified = p.tlsVerified
+	}
+	if f.Phase != store.Installing {
+		f.Phase = p.phase
+	}
+	f.BytesPerSecond = nil
+	if f.Phase == store.Downloading && len(p.samples) > 0 {
+		rate := int64(0)
+		if d := p.now().Sub(p.samples[0].at); d > 0 {
+			rate = int64(float64(p.downloaded-p.samples[0].bytes) / d.Seconds())
+		}
+		f.BytesPerSecond = &rate
+	}
+	return f
+}

@@ -1,0 +1,191 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/gorilla/mux"
+
+	"slotfetch/api"
+	"slotfetch/store"
+)
+
+const path = "/api/firmware/fetch"
+
+// Routes are the SPS dialect over the manager (contract section 5).
+func (m *Manager) Routes(p Policy) []api.Route {
+	return []api.Route{
+		{Method: http.MethodPost, Path: path, Access: api.Operator, Handler: func(r *http.Request) (api.Reply, error) { return m.handlePost(r, p) }},
+		{Method: http.MethodGet, Path: path, Access: api.Viewer, Handler: m.handleList},
+		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet},
+		{Method: http.MethodDelete, Path: path + "/{key}", Access: api.Operator, Handler: m.handleDelete},
+	}
+}
+
+func actor(r *http.Request) store.Actor {
+	p, _ := api.PrincipalFrom(r.Context())
+	return store.Actor{Name: p.Name, Address: p.Address}
+}
+
+func withLinks(href, parent string) api.Meta {
+	return api.Meta{Href: href, Parent: parent, Slots: "/api/firmware/slots", Test: "/api/firmware/test", Upgrade: "/api/firmware/upgrade"}
+}
+
+func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
+	o, err := api.ReadObject(r)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	q, err := ParseRequest(o, p)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	f, err := m.Enqueue(q, actor(r))
+	if store.Full(err) {
+		return api.Reply{}, &api.Error{Status: http.StatusInsufficientStorage, Type: "InsufficientStorage",
+			Message: "The fetch could not be stored: the disk is full. Make room and try again.", Err: err}
+	}
+	if err != nil {
+		e := api.Unavailable("The fetch could not be stored. Look whether it is listed before trying again.")
+		e.Err = err
+		return api.Reply{}, e
+	}
+	href := path + "/" + f.Key
+	return api.Reply{Status: http.StatusAccepted, Header: http.Header{"Location": {href}, "Retry-After": {"2"}},
+		Body: api.Accepted{Key: f.Key, Meta: withLinks(href, "/api/firmware")}}, nil
+}
+
+// handleList streams: with ten thousand fetches the reply is never in memory as a whole.
+func (m *Manager) handleList(r *http.Request) (api.Reply, error) {
+	return api.Reply{Stream: func(w io.Writer) error {
+		if _, err := io.WriteString(w, `{"items":[`); err != nil {
+			return err
+		}
+		comma := ""
+		err := m.Each(r.Context(), func(f store.Fetch) error {
+			if _, err := io.WriteString(w, comma); err != nil {
+				return err
+			}
+			comma = ","
+			return api.EncodeTo(w, m.document(f, ""))
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(w, `],"meta":`); err != nil {
+			return err
+		}
+		if err := api.EncodeTo(w, withLinks(path, "/api/firmware")); err != nil {
+			return err
+		}
+		_, err = io.WriteString(w, "}\n")
+		return err
+	}}, nil
+}
+
+func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
+	key, err := keyOf(r)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	f, err := m.Get(r.Context(), key)
+	if errors.Is(err, store.ErrNotFound) {
+		return api.Reply{}, api.NotFound(path, key)
+	}
+	if err != nil {
+		return api.Reply{}, err
+	}
+	return api.Reply{Body: m.document(f, path)}, nil
+}
+
+func (m *Manager) handleDelete(r *http.Request) (api.Reply, error) {
+	key, err := keyOf(r)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	// A caller that gives up waiting does not stop the cancel, but need not hold a goroutine either.
+	out, f, err := m.Delete(context.WithoutCancel(r.Context()), key, actor(r))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return api.Reply{}, api.NotFound(path, key)
+	case err != nil:
+		return api.Reply{}, err
+	case out == store.NotCancellable:
+		return api.Reply{}, api.Conflict("The fetch is installing and can no longer be cancelled.",
+			map[string]any{"status": string(f.Status), "phase": string(f.Phase)})
+	case out == store.Pruned:
+		return api.Reply{Body: api.MetaOnly{Meta: api.Meta{Href: path + "/" + key, Parent: path}}}, nil
+	}
+	reply := api.Reply{Body: m.document(f, path)}
+	if !f.Status.Final() {
+		reply.Status = http.StatusAccepted
+		reply.Header = http.Header{"Location": {path + "/" + key}, "Retry-After": {"2"}}
+	}
+	return reply, nil
+}
+
+// keyOf accepts only the canonical form: uuid.Parse takes four others. Anything else is simply not found.
+func keyOf(r *http.Request) (string, error) {
+	key := mux.Vars(r)["key"]
+	u, err := uuid.Parse(key)
+	if err != nil || len(key) != 36 || u.String() != strings.ToLower(key) {
+		return "", api.NotFound(path, truncate(key))
+	}
+	return u.String(), nil
+}
+
+func truncate(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// document is f on the wire. parent is empty for an item of the list.
+func (m *Manager) document(f store.Fetch, parent string) api.Fetch {
+	b := api.FetchBody{
+		Status: string(f.Status), Info: info(f), BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal,
+		SlotID: f.SlotID, StartTime: api.FormatTime(f.StartTime), URL: f.URL, EndTime: api.FormatTime(f.EndTime),
+		BytesPerSecond: f.BytesPerSecond, Attempts: f.Attempts, TLSVerified: f.TLSVerified,
+	}
+	if f.SHA256 != "" {
+		b.SHA256 = &f.SHA256
+	}
+	if f.Status == store.Failed {
+		b.Error = &f.Error
+	}
+	if f.Status == store.InProgress {
+		phase := string(f.Phase)
+		b.Phase = &phase
+	}
+	if r := f.BytesPerSecond; r != nil && *r > 0 && f.Phase == store.Downloading && f.BytesTotal > 0 {
+		eta := (f.BytesTotal - f.BytesDownloaded + *r - 1) / *r
+		b.ETASeconds = &eta
+	}
+	d := api.Fetch{Key: f.Key, Body: b, Meta: api.Meta{Href: path + "/" + f.Key, Parent: parent}}
+	if f.Status == store.Finished && f.SlotID != nil {
+		d.Meta.Slot = fmt.Sprintf("/api/firmware/slots/%d", *f.SlotID)
+	}
+	return d
+}
+
+func info(f store.Fetch) *string {
+	s := map[store.Phase]string{store.Downloading: "Downloading", store.Waiting: "Waiting to retry",
+		store.Verifying: "Verifying checksum", store.Installing: "Installing"}[f.Phase]
+	switch f.Status {
+	case store.Failed:
+		s = "Firmware fetching failed"
+	case store.Cancelled:
+		s = "Firmware fetching cancelled"
+	}
+	if s == "" {
+		return nil
+	}
+	return &s
+}

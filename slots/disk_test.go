@@ -65,7 +65,9 @@ func TestDamaged(t *testing.T) {
 			s := openIn(t, dir)
 			fill(t, s, 1, nil, []byte("one"))
 			must(t, s.Close())
-			must(t, os.Chmod(filepath.Join(dir, "1", "manifest.json"), 0o600))
+			for _, name := range []string{"image", "manifest.json"} { // read-only, and we may not be root
+				must(t, os.Chmod(filepath.Join(dir, "1", name), 0o600))
+			}
 			must(t, damage(dir))
 			s = openIn(t, dir)
 			sl, err := s.Get(1)

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+
+	"slotfetch/api"
+	"slotfetch/auth"
+	"slotfetch/fetch"
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+// daemon is the running agent: leaves are opened first and closed last.
+type daemon struct {
+	cfg   config
+	log   *slog.Logger
+	lock  *os.File
+	store *store.Store
+	slots *slots.Slots
+	fetch *fetch.Manager
+	auth  *auth.Auth
+	api   *api.Server
+	cert  *certificate
+	ready atomic.Bool
+
+	listeners []net.Listener
+	servers   []*http.Server
+}
+
+// openDaemon opens everything and listens; serve answers.
+func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
+	d = &daemon{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
+		return d, fmt.Errorf("cannot make state directory: %w", err)
+	}
+	if d.lock, err = lockState(cfg.StateDir); err != nil {
+		return d, err
+	}
+	if err := d.openStore(); err != nil {
+		return d, err
+	}
+	if d.slots, err = slots.Open(slots.Config{Dir: cfg.Slots.Dir, First: cfg.Slots.First, Count: cfg.Slots.Count, Reserve: cfg.Slots.Reserve,
+		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, Log: log}); err != nil {
+		return d, err
+	}
+	if err := d.openFetch(); err != nil {
+		return d, err
+	}
+	if d.auth, err = auth.Open(auth.Config{Store: d.store, Log: log, OnLogin: d.onLogin}); err != nil {
+		return d, err
+	}
+	if err := d.firstUser(); err != nil {
+		return d, err
+	}
+	if d.cert, err = openCertificate(cfg); err != nil {
+		return d, err
+	}
+	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Log: log})
+	if err := d.listen(); err != nil {
+		return d, err
+	}
+	log.Info("agent ready", "listen", d.address(), "certificate", d.cert.fingerprint())
+	d.ready.Store(true)
+	return d, nil
+}
+
+// lockState keeps a second agent off the same state directory for as long as this one lives.
+func lockState(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock state directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another slotfetchd is running on %s: stop it first, or give this one another state_dir", dir)
+	}
+	return f, nil
+}
+
+// openStore opens the database. A corrupt one is set aside, never deleted: slots live without it.
+func (d *daemon) openStore() error {
+	path := filepath.Join(d.cfg.StateDir, "slotfetch.db")
+	marker := filepath.Join(d.cfg.StateDir, "seal.key") // made together with the database
+	_, err := os.Stat(marker)
+	must := err == nil
+	d.store, err = store.Open(path, store.Options{MustExist: must})
+	if must && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, fs.ErrNotExist)) {
+		cause := err
+		aside := "(nothing there)"
+		if !errors.Is(err, fs.ErrNotExist) {
+			if aside, err = store.SetAside(path); err != nil {
+				return err
+			}
+		}
+		d.log.Error("the database was unusable; starting with an empty one, slots are untouched", "err", cause, "kept_as", aside)
+		d.store, err = store.Open(path, store.Options{})
+	}
+	return err
+}
+
+func (d *daemon) openFetch() error {
+	key, err := sealKey(filepath.Join(d.cfg.StateDir, "seal.key"))
+	if err != nil {
+		return err
+	}
+	sc := source.Config{Egress: source.Egress{Allow: d.cfg.Egress.Allow, Deny: d.cfg.Egress.Deny}, FileRoots: d.cfg.Fetch.FileRoots,
+		UserAgent: "slotfetch/" + version, IdleTimeout: time.Duration(d.cfg.Fetch.IdleTimeout)}
+	if p := d.cfg.Proxy; p.HTTP != "" || p.HTTPS != "" {
+		sc.Proxy = &httpproxy.Config{HTTPProxy: p.HTTP, HTTPSProxy: p.HTTPS, NoProxy: p.NoProxy}
+		d.log.Info("a proxy is configured: it, not the egress policy, decides where names lead")
+	}
+	client, err := source.New(sc)
+	if err != nil {
+		return err
+	}
+	d.fetch, err = fetch.Open(fetch.Config{Store: d.store, Slots: d.slots, Source: client, SealKey: key, Log: d.log, Workers: d.cfg.Fetch.Workers,
+		Retry: fetch.Retry{Rounds: d.cfg.Fetch.RetryRounds, Initial: time.Duration(d.cfg.Fetch.RetryInitial), Max: time.Duration(d.cfg.Fetch.RetryMax)}})
+	return err
+}
+
+// sealKey reads the key for credentials at rest: from systemd's credentials, else from the state directory.
+func sealKey(file string) ([]byte, error) {
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		if key, err := os.ReadFile(filepath.Join(dir, "seal.key")); err == nil {
+			return key, nil
+		}
+	}
+	key, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		key = make([]byte, fetch.SealKeySize)
+		rand.Read(key)
+		err = writeSecret(file, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read seal key: %w", err)
+	}
+	return key, nil
+}
+
+func (d *daemon) passwordFile() string {
+	return filepath.Join(d.cfg.StateDir, "initial-admin-password")
+}
+
+// firstUser makes admin with a random password when there is no user. The password goes to a file that root and the
+// agent can read; the journal says where.
+func (d *daemon) firstUser() error {
+	users, err := d.store.Users(context.Background())
+	if err != nil || len(users) > 0 {
+		return err
+	}
+	password := auth.RandomPassword()
+	if err := writeSecret(d.passwordFile(), []byte(password+"\n")); err != nil {
+		return fmt.Errorf("cannot write the first password: %w", err)
+	}
+	d.log.Warn("made the user admin; its password is in a file that is removed at the first login", "file", d.passwordFile())
+	return d.store.AddUser(store.User{Name: "admin", PasswordHash: auth.HashPassword(password), Role: "admin"}, store.Actor{Name: "slotfetchd", Address: "local"})
+}
+
+func (d *daemon) onLogin(user string) {
+	if user == "admin" {
+		if err := os.Remove(d.passwordFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.log.Warn("cannot remove the file with the first password", "err", err)
+		}
+	}
+}
+
+// listen opens the TLS port and the unix socket.
+func (d *daemon) listen() error {
+	tcp, err := net.Listen("tcp", d.cfg.API.Listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen: %w", err)
+	}
+	d.add(api.Limit(tcp), nil)
+	if d.cfg.Local.Socket == "" {
+		return nil
+	}
+	local, err := listenLocal(d.cfg.Local.Socket)
+	if err != nil {
+		return err
+	}
+	d.add(api.Limit(local), func(ctx context.Context, c net.Conn) context.Context { return auth.WithLocal(ctx, "local") })
+	return nil
+}
+
+// listenLocal replaces a socket that a dead agent left. Who may connect is the kernel's business: mode 0660.
+func listenLocal(path string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("cannot replace local socket: %w", err)
+		}
+	}
+	old := syscall.Umask(0o117)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on local socket: %w", err)
+	}
+	return l, nil
+}
+
+func (d *daemon) add(l net.Listener, connContext func(context.Context, net.Conn) context.Context) {
+	s := &http.Server{
+		Handler:           d.api,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       15 * time.Second, // JSON bodies only
+		WriteTimeout:      90 * time.Second, // a DELETE waits for 30 s
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ConnContext:       connContext,
+		ErrorLog:          log.New(discard{}, "", 0), // strangers' handshakes are no news
+	}
+	if connContext == nil {
+		s.TLSConfig = d.cert.config()
+	}
+	d.listeners, d.servers = append(d.listeners, l), append(d.servers, s)
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// address is where the TLS port listens.
+func (d *daemon) address() string { return d.listeners[0].Addr().String() }
+
+// serve answers until ctx ends, or a listener fails.
+func (d *daemon) serve(ctx context.Context) error {
+	failed := make(chan error, len(d.servers))
+	for i, s := range d.servers {
+		go func() {
+			if s.TLSConfig != nil {
+				failed <- s.ServeTLS(d.listeners[i], "", "")
+			} else {
+				failed <- s.Serve(d.listeners[i])
+			}
+		}()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return fmt.Errorf("cannot serve: %w", err)
+	}
+}
+
+// close is the reverse of openDaemon: HTTP first, then the workers, then what they stand on.
+func (d *daemon) close() error {
+	var errs []error
+	if d.api != nil {
+		d.api.Stopping()
+	}
+	ctx, stop := context.WithTimeout(context.Background(), 2*time.Second)
+	defer stop()
+	if d.fetch != nil {
+		// Before the servers, which would else wait for requests that wait for fetches.
+		errs = append(errs, d.fetch.Close())
+	}
+	for i, s := range d.servers {
+		if err := s.Shutdown(ctx); err != nil {
+			s.Close()
+		}
+		d.listeners[i].Close()
+	}
+	if d.auth != nil {
+		errs = append(errs, d.auth.Close())
+	}
+	if d.slots != nil {
+		errs = append(errs, d.slots.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	if d.lock != nil {
+		d.lock.Close()
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"slotfetch/api"
+	"slotfetch/fetch"
+	"slotfetch/store"
+)
+
+// routes is the whole table: each feature's own, and those that speak of the box.
+func (d *daemon) routes() []api.Route {
+	source := d.fetch.Source()
+	table := d.auth.Routes()
+	table = append(table, d.fetch.Routes(fetch.Policy{
+		InRoots:   source.InRoots,
+		ValidSlot: d.slots.Valid,
+		Slots:     fmt.Sprintf("the number of a slot, %d to %d", d.cfg.Slots.First, d.cfg.Slots.First+d.cfg.Slots.Count-1),
+	})...)
+	table = append(table, d.slots.Routes(func(p api.Principal, action, object string) error {
+		return d.store.Audit(store.Actor{Name: p.Name, Address: p.Address}, action, object, "")
+	})...)
+	table = append(table,
+		api.Route{Method: http.MethodGet, Path: "/api/info", Access: api.Public, Handler: d.handleInfo},
+		api.Route{Method: http.MethodGet, Path: "/api/setup", Access: api.Public, Handler: d.handleSetup},
+		api.Route{Method: http.MethodGet, Path: "/healthz", Access: api.Public, Handler: d.handleHealth},
+	)
+	return api.IndexRoutes(table)
+}
+
+func (d *daemon) handleInfo(r *http.Request) (api.Reply, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return api.Reply{}, err
+	}
+	reply := api.Info{Key: "about_info", Meta: api.InfoMeta{Href: "/api/info", Parent: "/api"},
+		Body: api.InfoBody{Nickname: d.cfg.Info.Nickname, SupportLink: d.cfg.Info.SupportLink}}
+	reply.Body.Hostname, reply.Body.Domainname, _ = strings.Cut(name, ".")
+	if p, ok := api.PrincipalFrom(r.Context()); ok {
+		reply.Meta.RemainingSeconds = p.RemainingSeconds
+		reply.Body.AgentVersion = version
+		list, err := d.slots.List()
+		if err != nil {
+			return api.Reply{}, err
+		}
+		for _, slot := range list {
+			if slot.Current && slot.Manifest != nil {
+				reply.Body.Version, reply.Body.FirmwareVersion = &slot.Manifest.Version, &slot.Manifest.Version
+			}
+		}
+	}
+	return api.Reply{Body: reply}, nil
+}
+
+func (d *daemon) handleSetup(*http.Request) (api.Reply, error) {
+	status := "booting"
+	if d.ready.Load() {
+		status = "completed"
+	}
+	return api.Reply{Body: api.Setup{Status: status, Meta: api.InfoMeta{Href: "/api/setup", Parent: "/api"}}}, nil
+}
+
+// handleHealth says whether the agent can do its work: the database answers.
+func (d *daemon) handleHealth(r *http.Request) (api.Reply, error) {
+	ctx, stop := context.WithTimeout(r.Context(), 2*time.Second)
+	defer stop()
+	if err := d.store.Ping(ctx); err != nil {
+		e := api.Unavailable("The database does not answer.")
+		e.Err = err
+		return api.Reply{}, e
+	}
+	return api.Reply{Body: map[string]string{"status": "ok"}}, nil
+}

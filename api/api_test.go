@@ -173,7 +173,9 @@ func newBox(t *testing.T) *box {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close() })
-	fine := func(r *http.Request) (api.Reply, error) { return api.Reply{Body: map[string]string{"path": r.URL.Path}}, nil }
+	fine := func(r *http.Request) (api.Reply, error) {
+		return api.Reply{Body: map[string]string{"path": r.URL.Path}}, nil
+	}
 	read := func(r *http.Request) (api.Reply, error) {
 		_, err := api.ReadObject(r)
 		return api.Reply{Status: 202, Body: struct{}{}}, err

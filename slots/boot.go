@@ -56,7 +56,7 @@ func (s *Slots) SetBoot(current, next *int) error {
 		next = current
 	}
 	for _, id := range []*int{current, next} {
-		if id != nil && !s.known(*id) {
+		if id != nil && !s.Known(*id) {
 			return fmt.Errorf("cannot choose slot %d: %w", *id, ErrUnknown)
 		}
 	}

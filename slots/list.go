@@ -93,7 +93,7 @@ func (s *Slots) look(id int) (Slot, error) {
 
 // Get returns one slot. The error wraps [ErrUnknown] if there is none of this number.
 func (s *Slots) Get(id int) (Slot, error) {
-	if !s.known(id) {
+	if !s.Known(id) {
 		return Slot{}, fmt.Errorf("cannot get slot %d: %w", id, ErrUnknown)
 	}
 	b, err := s.boot()
@@ -114,7 +114,7 @@ func (s *Slots) List() ([]Slot, error) {
 		return nil, err
 	}
 	list := make([]Slot, 0, s.cfg.Count)
-	for id := s.cfg.First; s.known(id); id++ {
+	for id := s.cfg.First; s.Known(id); id++ {
 		sl, err := s.look(id)
 		if err != nil {
 			return nil, err
@@ -133,7 +133,7 @@ func (b bootChoice) mark(sl Slot) Slot {
 
 // Valid tells whether the slot holds a whole image. It compares lengths, not digests.
 func (s *Slots) Valid(id int) bool {
-	if !s.known(id) {
+	if !s.Known(id) {
 		return false
 	}
 	sl, err := s.look(id)
@@ -143,7 +143,7 @@ func (s *Slots) Valid(id int) bool {
 // FindKey returns the slot that the fetch of this key filled, for recovery: the disk knows it even if the
 // row could not be written any more.
 func (s *Slots) FindKey(key string) (Slot, bool) {
-	for id := s.cfg.First; s.known(id); id++ {
+	for id := s.cfg.First; s.Known(id); id++ {
 		sl, err := s.look(id)
 		if err != nil || sl.Manifest == nil || sl.Manifest.Key != key {
 			continue
@@ -166,7 +166,7 @@ func (s *Slots) sweep() error {
 	if err := removeFile(s.root, bootFile+tempSuffix); err != nil {
 		return err
 	}
-	for id := s.cfg.First; s.known(id); id++ {
+	for id := s.cfg.First; s.Known(id); id++ {
 		if err := s.sweepTemp(id); err != nil {
 			return fmt.Errorf("cannot sweep slot %d: %w", id, err)
 		}
@@ -201,7 +201,7 @@ func (s *Slots) sweepTemp(id int) error {
 // [ErrProtected]. After any other error the slot is either whole or has no manifest any more, and then the
 // next Open sweeps it.
 func (s *Slots) Delete(id int) error {
-	if !s.known(id) {
+	if !s.Known(id) {
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrUnknown)
 	}
 	s.turn.Lock()

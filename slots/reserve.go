@@ -46,7 +46,7 @@ func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
 // choose finds the slot to reserve. The caller has the turn.
 func (s *Slots) choose(want *int) (int, error) {
 	if want != nil {
-		if !s.known(*want) {
+		if !s.Known(*want) {
 			return 0, fmt.Errorf("slot %d: %w", *want, ErrUnknown)
 		}
 		sl, err := s.lookLocked(*want)
@@ -58,7 +58,7 @@ func (s *Slots) choose(want *int) (int, error) {
 		}
 		return *want, nil
 	}
-	for id := s.cfg.First; s.known(id); id++ {
+	for id := s.cfg.First; s.Known(id); id++ {
 		sl, err := s.lookLocked(id)
 		if err != nil {
 			return 0, err

@@ -198,8 +198,8 @@ func (s *Slots) Free() (int64, error) {
 	return max(0, int64(st.Bavail)*unit-s.cfg.Reserve), nil
 }
 
-// known tells whether id is one of our slots.
-func (s *Slots) known(id int) bool {
+// Known tells whether id is one of our slots.
+func (s *Slots) Known(id int) bool {
 	return id >= s.cfg.First && id < s.cfg.First+s.cfg.Count
 }
 

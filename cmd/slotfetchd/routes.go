@@ -19,7 +19,7 @@ func (d *daemon) routes() []api.Route {
 	table := d.auth.Routes()
 	table = append(table, d.fetch.Routes(fetch.Policy{
 		InRoots:   source.InRoots,
-		ValidSlot: d.slots.Valid,
+		ValidSlot: d.slots.Known,
 		Slots:     fmt.Sprintf("the number of a slot, %d to %d", d.cfg.Slots.First, d.cfg.Slots.First+d.cfg.Slots.Count-1),
 	})...)
 	table = append(table, d.slots.Routes(func(p api.Principal, action, object string) error {

@@ -160,7 +160,7 @@ func (o Object) Int(name, expected string) (*int, error) {
 	}
 	raw := bytes.Trim(o.fields[name], `"`)
 	var n int
-	if len(raw) > 9 || json.Unmarshal(raw, &n) != nil {
+	if len(raw) > 9 || string(raw) == "null" || json.Unmarshal(raw, &n) != nil {
 		return nil, Semantic(o.prefix+name, expected)
 	}
 	return &n, nil

@@ -43,7 +43,7 @@ const (
 type Config struct {
 	// Dir holds the slots and the partials; it is made if absent. All of it must be one file system.
 	Dir string
-	// First is the number of the lowest slot and Count how many there are; 0 means 1 and 5.
+	// First is the number of the lowest slot, 0 or above, and Count how many there are, 1 or more.
 	First, Count int
 	// Reserve is kept free on the file system, in bytes.
 	Reserve int64
@@ -79,19 +79,13 @@ type Slots struct {
 // It returns an error that wraps [ErrLocked] if Dir is open already. The owner calls Close after the last
 // Writer is committed, aborted or suspended.
 func Open(cfg Config) (*Slots, error) {
-	if cfg.First == 0 {
-		cfg.First = 1
-	}
-	if cfg.Count == 0 {
-		cfg.Count = 5
-	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	if cfg.Dir == "" || cfg.First < 0 || cfg.Count < 0 || cfg.Reserve < 0 {
+	if cfg.Dir == "" || cfg.First < 0 || cfg.Count < 1 || cfg.Reserve < 0 {
 		return nil, fmt.Errorf("cannot open slots: bad configuration (dir %q, first %d, count %d, reserve %d)",
 			cfg.Dir, cfg.First, cfg.Count, cfg.Reserve)
 	}

@@ -25,7 +25,7 @@ func ptr(n int) *int { return &n }
 
 func openIn(t testing.TB, dir string, change ...func(*slots.Config)) *slots.Slots {
 	t.Helper()
-	cfg := slots.Config{Dir: dir, Log: slog.New(slog.DiscardHandler)}
+	cfg := slots.Config{Dir: dir, First: 1, Count: 5, Log: slog.New(slog.DiscardHandler)}
 	for _, c := range change {
 		c(&cfg)
 	}

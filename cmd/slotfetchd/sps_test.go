@@ -382,7 +382,8 @@ func slotChoice(t *testing.T) {
 	}
 	c.awaitStatus(t, c.fetch(t, url, small.SHA256()), "finished").is(t, "body.slot_id", 2)
 	c.awaitStatus(t, c.fetch(t, url, small.SHA256(), "slot_id", "5"), "failed") // though 4 is free
-	if got := occupied(t, c); got != "1 2 3 5" {
+	c.awaitStatus(t, c.fetch(t, url, small.SHA256(), "slot_id", 4), "finished").is(t, "body.slot_id", 4)
+	if got := occupied(t, c); got != "1 2 3 4 5" {
 		t.Errorf("occupied: %s", got)
 	}
 }
@@ -490,8 +491,10 @@ func listSlots(t *testing.T) {
 		r.is(t, fmt.Sprintf("items.%d.key", i), strconv.Itoa(i+1), fmt.Sprintf("items.%d.body", i), map[string]any{})
 	}
 	r.is(t, "items.5", nil, "body.number_of_slots", 5, "body.number_of_empty_slots", 5, "meta.number_of_empty_slots", 5, "meta.current_slot", nil)
-	other := startAgent(t, "[slots]\nfirst = 3\ncount = 2\n").loginAdmin(t).do(t, "GET", slotsPath, "").want(t, 200)
-	other.is(t, "items.0.key", "3", "items.1.key", "4", "items.2", nil, "body.number_of_slots", 2)
+	c := startAgent(t, "[slots]\nfirst = 0\ncount = 2\n").loginAdmin(t)
+	c.do(t, "GET", slotsPath, "").want(t, 200).is(t, "items.0.key", "0", "items.1.key", "1", "items.2", nil, "body.number_of_slots", 2)
+	c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished").is(t, "body.slot_id", 0, "meta.slot", slotsPath+"/0")
+	c.do(t, "GET", slotsPath+"/0", "").want(t, 200).is(t, "key", "0", "body.sha256", small.SHA256())
 }
 
 func protectedSlots(t *testing.T) {

@@ -192,7 +192,10 @@ func (a *Auth) login(r *http.Request, name, password string) (token string, ok b
 	sum := sha256.Sum256([]byte(token))
 	now := a.now()
 	err = a.cfg.Store.AddSession(store.Session{TokenHash: sum[:], User: u.Name, CreatedAt: now, LastSeen: now,
-		Address: from, Agent: truncate(r.UserAgent(), 200)}, sessionsPerUser)
+		Address: from, Agent: truncate(r.UserAgent(), 200)}, u.PasswordHash, sessionsPerUser)
+	if errors.Is(err, store.ErrConflict) {
+		return "", false, nil // the password was right a moment ago
+	}
 	if err == nil && a.cfg.OnLogin != nil {
 		a.cfg.OnLogin(u.Name)
 	}

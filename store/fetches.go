@@ -177,8 +177,12 @@ func (s *Store) BeginAttempt(key string) (Fetch, error) {
 	return s.change("begin an attempt of", key, `phase = 'downloading', attempts = attempts + 1`, running)
 }
 
-// SetPhase notes the phase waiting or verifying, with the counts to show should the agent stop here.
+// SetPhase notes the phase waiting or verifying, with the counts to show should the agent stop here. The other two
+// have their own methods, which do more.
 func (s *Store) SetPhase(key string, p Phase, downloaded, total int64) (Fetch, error) {
+	if p != Waiting && p != Verifying {
+		return Fetch{}, fmt.Errorf("cannot set the phase of fetch %s: not to %q", key, p)
+	}
 	return s.change("set the phase of", key, `phase = ?, bytes_downloaded = ?, bytes_total = ?`, running, string(p), downloaded, total)
 }
 

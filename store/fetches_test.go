@@ -163,12 +163,16 @@ func TestTransitions(t *testing.T) {
 			})
 		}
 	}
-	t.Run("unknown phase", func(t *testing.T) {
-		arrive(t, s, "downloading")
-		if _, err := s.SetPhase("k", "sleeping", 0, 0); err == nil || errors.Is(err, store.ErrConflict) {
-			t.Errorf("error %v", err)
-		}
-	})
+	for _, phase := range []store.Phase{"sleeping", store.Installing, store.Downloading} {
+		t.Run("not a phase to set: "+string(phase), func(t *testing.T) {
+			arrive(t, s, "verifying")
+			before := all(t, s)
+			if _, err := s.SetPhase("k", phase, 0, 0); err == nil || errors.Is(err, store.ErrConflict) {
+				t.Errorf("error %v", err)
+			}
+			equal(t, before, all(t, s))
+		})
+	}
 }
 
 func TestDelete(t *testing.T) {

@@ -1,66 +1,99 @@
 package store
 
 import (
+	"database/sql"
 	"embed"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"path"
-	"strconv"
-	"strings"
+	"os"
 )
 
+// migrations lead from one version of the schema to the next: the files in the order of their names, without a gap.
+//
 //go:embed migrations/*.sql
 var migrations embed.FS
 
 // applicationID marks our files ("slot" in ASCII), so that another program's database is not taken for ours.
 const applicationID = 0x736c6f74
 
-// migrate applies the embedded migrations that the file has not seen, each with its user_version in one
-// transaction. The number before the underscore of a file name is the version that it leads to.
+// migrate applies the embedded migrations that the file has not seen.
 func (s *Store) migrate() error {
-	var app, version int
-	if err := errors.Join(
-		s.w.QueryRow("PRAGMA application_id").Scan(&app),
-		s.w.QueryRow("PRAGMA user_version").Scan(&version)); err != nil {
-		return err
-	}
-	if app != applicationID && (app != 0 || version != 0) {
-		return fmt.Errorf("%w: it belongs to another program (application_id %#x)", ErrCorrupt, app)
-	}
 	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil {
 		return err
 	}
-	if version > len(names) {
-		return fmt.Errorf("%w: it has schema version %d, this program knows up to %d; install the newer program, or restore a backup",
-			ErrNewer, version, len(names))
+	for {
+		version, err := schemaVersion(s.w)
+		if err != nil {
+			return err
+		}
+		switch {
+		case version > len(names):
+			return fmt.Errorf("%w: it has schema version %d, this program knows up to %d; install the newer program, or restore a backup",
+				ErrNewer, version, len(names))
+		case version == len(names):
+			return nil
+		}
+		text, err := migrations.ReadFile(names[version])
+		if err != nil {
+			return err
+		}
+		if err := s.update(func(tx *sql.Tx) error { return step(tx, version, string(text)) }); err != nil {
+			return fmt.Errorf("cannot migrate to schema %d: %w", version+1, err)
+		}
 	}
-	for _, name := range names {
-		number, _, _ := strings.Cut(path.Base(name), "_")
-		n, err := strconv.Atoi(number)
-		if err != nil {
-			return fmt.Errorf("cannot read migration %s: %w", name, err)
-		}
-		if n <= version {
-			continue
-		}
-		text, err := migrations.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		tx, err := s.w.Begin()
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(fmt.Sprintf("%s;\nPRAGMA application_id = %d;\nPRAGMA user_version = %d", text, applicationID, n))
-		if err == nil {
-			err = tx.Commit()
-		}
-		if err != nil {
-			_ = tx.Rollback()
-			return fmt.Errorf("cannot migrate to schema %d: %w", n, err)
-		}
+}
+
+// step leads from version to the next, unless another process, which may open the file at the same time, has done so.
+func step(tx *sql.Tx, version int, text string) error {
+	now, err := schemaVersion(tx)
+	if err != nil || now != version {
+		return err
+	}
+	_, err = tx.Exec(fmt.Sprintf("%s;\nPRAGMA application_id = %d;\nPRAGMA user_version = %d", text, applicationID, version+1))
+	return err
+}
+
+// schemaVersion is the number of migrations that the file has seen. A file with content that is not ours is refused.
+func schemaVersion(db interface {
+	QueryRow(query string, args ...any) *sql.Row
+}) (int, error) {
+	var app, version, content int
+	if err := db.QueryRow("SELECT a.application_id, v.user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id a, pragma_user_version v").
+		Scan(&app, &version, &content); err != nil {
+		return 0, err
+	}
+	if app != applicationID && (app != 0 || version != 0 || content != 0) {
+		return 0, foreign(uint32(app))
+	}
+	return version, nil
+}
+
+func foreign(app uint32) error {
+	return fmt.Errorf("%w: it belongs to another program (application_id %#x)", ErrCorrupt, app)
+}
+
+// checkHeader refuses another program's file before SQLite opens it and makes it a WAL one. It sees the file only,
+// not the write-ahead log that may say more; that is left to migrate. (Offsets: sqlite.org/fileformat2.html, 1.3.)
+func checkHeader(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var header [100]byte
+	if _, err := io.ReadFull(f, header[:]); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil // empty is new; too short is for SQLite to judge
+	} else if err != nil {
+		return err
+	}
+	number := func(offset int) uint32 { return binary.BigEndian.Uint32(header[offset:]) }
+	schemaCookie, userVersion, app := number(40), number(60), number(68)
+	if string(header[:16]) == "SQLite format 3\x00" && app != applicationID && (app != 0 || userVersion != 0 || schemaCookie != 0) {
+		return foreign(app)
 	}
 	return nil
 }

@@ -16,11 +16,15 @@ type Session struct {
 	Address, Agent      string
 }
 
-// AddSession stores a new session and, if the user then has more than most, ends the longest idle ones.
-func (s *Store) AddSession(n Session, most int) error {
+// AddSession stores a new session of a user who has shown the password of passwordHash and, if the user then has
+// more than most, ends the longest idle ones. [ErrConflict] means that the user was removed, shut out or given
+// another password since.
+func (s *Store) AddSession(n Session, passwordHash string, most int) error {
 	err := s.update(func(tx *sql.Tx) error {
-		if _, err := tx.Exec(`INSERT INTO sessions (token_hash, user, created_at, last_seen, address, agent) VALUES (?, ?, ?, ?, ?, ?)`,
-			n.TokenHash, n.User, millis(n.CreatedAt), millis(n.LastSeen), n.Address, n.Agent); err != nil {
+		res, err := tx.Exec(`INSERT INTO sessions (token_hash, user, created_at, last_seen, address, agent)
+			SELECT ?, name, ?, ?, ?, ? FROM users WHERE name = ? AND password_hash = ? AND disabled = 0`,
+			n.TokenHash, millis(n.CreatedAt), millis(n.LastSeen), n.Address, n.Agent, n.User, passwordHash)
+		if err := one(res, err); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(`DELETE FROM sessions WHERE user = ?1 AND token_hash NOT IN
@@ -29,6 +33,9 @@ func (s *Store) AddSession(n Session, most int) error {
 		}
 		return s.event(tx, Actor{n.User, n.Address}, "session.login", n.User, "")
 	})
+	if errors.Is(err, ErrNotFound) {
+		return ErrConflict
+	}
 	if err != nil {
 		return fmt.Errorf("cannot store session: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -54,8 +55,8 @@ type Store struct {
 
 const (
 	readers = 4
-	// A full box answers quickly: waiting for a lock is bounded well below any client's patience.
-	busyTimeout = "5000"
+	// patience bounds the wait for a lock well below any client's.
+	patience = 5 * time.Second
 )
 
 // Open opens or makes the database at path, checks its integrity and brings its schema up to date. The errors
@@ -68,6 +69,7 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{path: path, now: o.Now}
+	busyTimeout := strconv.FormatInt(patience.Milliseconds(), 10)
 	var err error
 	if s.w, err = sql.Open("sqlite3", dsn(path, url.Values{
 		"_journal_mode":  {"WAL"},
@@ -81,7 +83,12 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("cannot open database: %w", err)
 	}
 	s.w.SetMaxOpenConns(1)
-	if err := s.prepare(); err != nil {
+	// While another process makes the same file a WAL one, SQLite answers "busy" at once, whatever the timeout.
+	err = s.prepare()
+	for end := time.Now().Add(patience); busy(err) && time.Now().Before(end); err = s.prepare() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
 		s.w.Close()
 		return nil, fmt.Errorf("cannot open database: %w", corrupt(err))
 	}
@@ -107,7 +114,7 @@ func checkFile(path string, mustExist bool) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !mustExist:
 		// Made here, so that it is never readable by others, whatever the umask.
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fmt.Errorf("cannot create database: %w", err)
 		}
@@ -116,6 +123,11 @@ func checkFile(path string, mustExist bool) error {
 		return fmt.Errorf("cannot open database: %w", err)
 	case info.Size() == 0 && mustExist:
 		return fmt.Errorf("cannot open database: %w: the file is empty", ErrCorrupt)
+	case !info.Mode().IsRegular():
+		return nil // SQLite says it better
+	}
+	if err := checkHeader(path); err != nil {
+		return fmt.Errorf("cannot open database: %w", err)
 	}
 	return nil
 }
@@ -159,6 +171,11 @@ func corrupt(err error) error {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
+}
+
+func busy(err error) bool {
+	var e sqlite3.Error
+	return errors.As(err, &e) && e.Code == sqlite3.ErrBusy
 }
 
 // Full tells whether a write failed because the disk is full.

@@ -125,6 +125,34 @@ func TestOpenNew(t *testing.T) {
 	}
 }
 
+// The agent's first start and a "slotfetchd user" may meet on a database that is not there yet.
+func TestOpenNewTogether(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		path := filepath.Join(t.TempDir(), "slotfetch.db")
+		const n = 4
+		errs := make(chan error, n)
+		start := make(chan struct{})
+		for i := range n {
+			go func() {
+				<-start
+				s, err := store.Open(path, store.Options{})
+				if err == nil {
+					err = errors.Join(s.Audit(admin, "x", fmt.Sprint(i), ""), s.Close())
+				}
+				errs <- err
+			}()
+		}
+		close(start)
+		for range n {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		equal(t, n, len(must[[]store.Event](t)(open(t, path).Events(t.Context(), 10))))
+	}
+}
+
 func TestPragmas(t *testing.T) {
 	t.Parallel()
 	s, _ := fresh(t)
@@ -199,6 +227,14 @@ func TestOpenRefuses(t *testing.T) {
 			ok(t, db.Close())
 		}
 	}
+	// other is a database that is not ours, with the journal mode that SQLite starts with.
+	other := func(text string) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			db := raw(t, path)
+			exec(t, db, text)
+			ok(t, db.Close())
+		}
+	}
 	write := func(content string) func(*testing.T, string) {
 		return func(t *testing.T, path string) { ok(t, os.WriteFile(path, []byte(content), 0o600)) }
 	}
@@ -208,6 +244,7 @@ func TestOpenRefuses(t *testing.T) {
 		make      func(*testing.T, string)
 		want      error
 		text      string
+		logged    bool // part of the content is in a log, which SQLite brings into the file
 	}{
 		{name: "missing, must exist", mustExist: true, make: func(*testing.T, string) {}, want: fs.ErrNotExist},
 		{name: "zero length, must exist", mustExist: true, make: write(""), want: store.ErrCorrupt, text: "empty"},
@@ -231,6 +268,21 @@ func TestOpenRefuses(t *testing.T) {
 		{name: "newer schema", make: pragma("PRAGMA user_version = 1000"), want: store.ErrNewer, text: "1000"},
 		{name: "foreign application", make: pragma("PRAGMA application_id = 42"), want: store.ErrCorrupt, text: "0x2a"},
 		{name: "unmarked, with a schema", make: pragma("PRAGMA application_id = 0"), want: store.ErrCorrupt, text: "another program"},
+		{name: "another program's", make: other("CREATE TABLE t (x)"), want: store.ErrCorrupt, text: "another program"},
+		{name: "another program's, in WAL mode, not checkpointed", make: func(t *testing.T, path string) {
+			// The header of the file itself still says "empty": the tables are in the log only.
+			db := raw(t, path+"?_journal_mode=WAL")
+			db.SetMaxOpenConns(1)
+			exec(t, db, "CREATE TABLE t (x)")
+			for _, suffix := range []string{"-wal", ""} {
+				b := must[[]byte](t)(os.ReadFile(path + suffix))
+				ok(t, os.WriteFile(path+".copy"+suffix, b, 0o600))
+			}
+			ok(t, db.Close())
+			ok(t, os.Rename(path+".copy", path))
+			ok(t, os.Rename(path+".copy-wal", path+"-wal"))
+		}, want: store.ErrCorrupt, text: "another program", logged: true},
+		{name: "another program's, marked", make: other("PRAGMA application_id = 42; CREATE TABLE t (x)"), want: store.ErrCorrupt, text: "0x2a"},
 		{name: "no folder", make: func(t *testing.T, path string) { ok(t, os.Remove(filepath.Dir(path))) }, want: fs.ErrNotExist, text: "cannot create database"},
 		{name: "a folder", make: func(t *testing.T, path string) { ok(t, os.Mkdir(path, 0o700)) }, want: sqlite3.ErrCantOpen, text: "cannot open database"},
 	}
@@ -257,7 +309,7 @@ func TestOpenRefuses(t *testing.T) {
 					t.Errorf("error %v is also %v", err, other)
 				}
 			}
-			if after, _ := os.ReadFile(path); err != nil && !bytes.Equal(before, after) {
+			if after, _ := os.ReadFile(path); err != nil && !tt.logged && !bytes.Equal(before, after) {
 				t.Error("the refused file has changed")
 			}
 			if errors.Is(err, store.ErrNewer) || !errors.Is(err, store.ErrCorrupt) {
@@ -268,7 +320,7 @@ func TestOpenRefuses(t *testing.T) {
 				aside := must[string](t)(store.SetAside(path))
 				equal(t, fmt.Sprintf("%s.corrupt-%d", path, n), aside)
 				equal(t, "log", string(must[[]byte](t)(os.ReadFile(aside+"-wal"))))
-				if got := must[[]byte](t)(os.ReadFile(aside)); n == 1 && !bytes.Equal(before, got) {
+				if got := must[[]byte](t)(os.ReadFile(aside)); n == 1 && !tt.logged && !bytes.Equal(before, got) {
 					t.Error("what was set aside has changed")
 				}
 				clean := open(t, path)

@@ -71,6 +71,9 @@ type counted struct {
 	release func()
 }
 
+// NetConn gives the connection itself, as tls.Conn does.
+func (c *counted) NetConn() net.Conn { return c.Conn }
+
 func (c *counted) Close() error {
 	c.once.Do(c.release)
 	return c.Conn.Close()

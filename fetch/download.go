@@ -98,7 +98,7 @@ func (d *download) prepare(ctx context.Context) error {
 // rehash reads the partial again after an unclean stop, which also finds torn and rotten bytes.
 func (d *download) rehash(ctx context.Context, state []byte) error {
 	d.digests = newDigests(d.f.SHA512 != "")
-	if _, err := io.Copy(d.digests, &cancellable{ctx, d.w.Prefix()}); err != nil {
+	if _, err := io.Copy(d.digests, &cancellable{ctx, d.w.Prefix(), &d.fl.progress}); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -112,15 +112,18 @@ func (d *download) rehash(ctx context.Context, state []byte) error {
 	return nil
 }
 
+// cancellable reads r until ctx ends, with a sign of life at each read.
 type cancellable struct {
-	ctx context.Context
-	r   io.Reader
+	ctx      context.Context
+	r        io.Reader
+	progress *progress
 }
 
 func (c *cancellable) Read(p []byte) (int, error) {
 	if c.ctx.Err() != nil {
 		return 0, context.Cause(c.ctx)
 	}
+	c.progress.beat()
 	return c.r.Read(p)
 }
 

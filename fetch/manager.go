@@ -164,9 +164,7 @@ func (m *Manager) live(f store.Fetch) store.Fetch {
 // Wait returns the fetch as soon as done says so, or the error of ctx. It is how anybody waits for a change.
 func (m *Manager) Wait(ctx context.Context, key string, done func(store.Fetch) bool) (store.Fetch, error) {
 	for {
-		m.mu.Lock()
-		changed := m.changed
-		m.mu.Unlock()
+		changed := m.Changed()
 		f, err := m.Get(ctx, key)
 		if err != nil || done(f) {
 			return f, err
@@ -177,6 +175,13 @@ func (m *Manager) Wait(ctx context.Context, key string, done func(store.Fetch) b
 			return f, context.Cause(ctx)
 		}
 	}
+}
+
+// Changed is closed at the next change of any fetch. Take it before looking, so that no change is missed.
+func (m *Manager) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
 }
 
 // notify wakes all who wait.
@@ -235,6 +240,19 @@ func (m *Manager) Running() int {
 	return len(m.flights)
 }
 
+// Stuck names a fetch in hand that has shown no sign of life for limit: no byte, no change of phase, though it does
+// not wait for its next attempt.
+func (m *Manager) Stuck(limit time.Duration) (key string, stuck bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, fl := range m.flights {
+		if fl.progress.silent() >= limit {
+			return key, true
+		}
+	}
+	return "", false
+}
+
 // work claims fetches, one at a time, until the manager stops.
 func (m *Manager) work(p *pipeline) {
 	defer p.close() //nolint:errcheck // unmapping at the end has no consequence
@@ -267,7 +285,7 @@ func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	ctx, cancel := context.WithCancelCause(m.ctx)
 	defer cancel(nil)
 	fl := &flight{cancel: cancel}
-	fl.progress.now, fl.progress.phase = m.cfg.Now, store.Downloading
+	fl.progress.now, fl.progress.alive, fl.progress.phase = m.cfg.Now, m.cfg.Now(), store.Downloading
 	fl.progress.attempts, fl.progress.tlsVerified = f.Attempts, f.TLSVerified
 	m.mu.Lock()
 	m.flights[f.Key] = fl

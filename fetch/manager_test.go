@@ -318,3 +318,51 @@ func TestCancelAgainstFinish(t *testing.T) {
 	}
 	t.Logf("outcomes: %v", count)
 }
+
+// A worker that hangs is told from one that waits for its next attempt, or works.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(77, 1<<20)
+	stall := fetchtest.Whole(img)
+	stall.Fault, stall.After = fetchtest.Stall, img.Size()/2
+	var mu sync.Mutex
+	var ahead time.Duration
+	b := newBox(t, t.TempDir(), func(c *fetch.Config) {
+		c.Now = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return time.Now().Add(ahead)
+		}
+		c.Retry = fetch.Retry{Rounds: 2, Initial: time.Hour, Max: time.Hour}
+	})
+	pass := func(d time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		ahead += d
+	}
+	stuck := func(want string) {
+		t.Helper()
+		if key, ok := b.fetch.Stuck(5 * time.Minute); key != want || ok != (want != "") {
+			t.Errorf("stuck: %q, %v, want %q", key, ok, want)
+		}
+	}
+	key := b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", stall.Serve), img.SHA256())
+	for end := time.Now().Add(fetchtest.Patience); ; time.Sleep(time.Millisecond) { // bytes alone wake nobody
+		if f, err := b.fetch.Get(t.Context(), key); err != nil || time.Now().After(end) {
+			t.Fatalf("fetch is %+v, %v", f, err)
+		} else if f.BytesDownloaded >= img.Size()/2 {
+			break
+		}
+	}
+	stuck("")
+	pass(6 * time.Minute)
+	stuck(key)
+	if _, _, err := b.fetch.Delete(t.Context(), key, admin); err != nil {
+		t.Fatal(err)
+	}
+	stuck("")
+	key = b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/b.iso", fetchtest.Status(503)), img.SHA256())
+	b.until(key, func(f store.Fetch) bool { return f.Phase == store.Waiting })
+	pass(time.Hour)
+	stuck("")
+}

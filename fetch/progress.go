@@ -20,7 +20,8 @@ type progress struct {
 	downloaded  int64
 	total       int64 // 0: unknown
 	tlsVerified *bool
-	samples     []sample // oldest first, spanning about rateSpan
+	samples     []sample  // oldest first, spanning about rateSpan
+	alive       time.Time // the last sign of life
 }
 
 type sample struct {
@@ -34,6 +35,7 @@ func (p *progress) add(n int) {
 	defer p.mu.Unlock()
 	p.downloaded += int64(n)
 	now := p.now()
+	p.alive = now
 	if k := len(p.samples); k > 0 && now.Sub(p.samples[k-1].at) < rateSpan/20 {
 		return
 	}
@@ -51,13 +53,31 @@ func (p *progress) stream(offset, total int64, tlsVerified *bool) {
 	if tlsVerified != nil {
 		p.tlsVerified = tlsVerified
 	}
-	p.samples = append(p.samples[:0:0], sample{p.now(), offset})
+	p.alive = p.now()
+	p.samples = append(p.samples[:0:0], sample{p.alive, offset})
+}
+
+// beat is a sign of life where nothing else changes.
+func (p *progress) beat() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.alive = p.now()
+}
+
+// silent is for how long there was no sign of life. Waiting for the next attempt is silent on purpose.
+func (p *progress) silent() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase == store.Waiting {
+		return 0
+	}
+	return p.now().Sub(p.alive)
 }
 
 func (p *progress) set(phase store.Phase, attempts int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.phase, p.attempts = phase, attempts
+	p.phase, p.attempts, p.alive = phase, attempts, p.now()
 	if phase != store.Downloading {
 		p.samples = nil
 	}

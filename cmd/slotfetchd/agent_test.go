@@ -45,6 +45,9 @@ func TestMain(m *testing.M) {
 // agent is a slotfetchd process with a state directory of its own, which outlives the process.
 type agent struct {
 	config, state, socket string
+	env                   []string   // of the process, in addition
+	files                 []*os.File // its descriptors from 3 on
+	activate              bool       // tell it that these are its sockets
 
 	cmd   *exec.Cmd
 	log   *journal
@@ -97,6 +100,13 @@ allow = ["127.0.0.0/8"]
 func startAgent(t *testing.T, extra string) *agent {
 	t.Helper()
 	a := newAgent(t, extra)
+	a.first(t)
+	return a
+}
+
+// first starts an agent for the first time and stops it when the test ends.
+func (a *agent) first(t *testing.T) {
+	t.Helper()
 	a.start(t)
 	password, err := os.ReadFile(filepath.Join(a.state, "initial-admin-password"))
 	check(t, err)
@@ -109,15 +119,13 @@ func startAgent(t *testing.T, extra string) *agent {
 			t.Logf("the agent's log:\n%s", log)
 		}
 	})
-	return a
 }
 
 var readyLine = regexp.MustCompile(`agent ready"? listen=(\S+)`)
 
 func (a *agent) start(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command(program, "--config", a.config, "serve")
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=10") // the race detector's second at each exit adds up
+	cmd := a.command("serve")
 	stderr, err := cmd.StderrPipe()
 	check(t, err)
 	check(t, cmd.Start())
@@ -140,6 +148,20 @@ func (a *agent) start(t *testing.T) {
 		t.Fatalf("the agent did not start:\n%s", a.log)
 	}
 	a.base = "https://" + address
+}
+
+// command is slotfetchd with the agent's configuration and environment.
+func (a *agent) command(args ...string) *exec.Cmd {
+	args = append([]string{"--config", a.config}, args...)
+	cmd := exec.Command(program, args...)
+	if a.activate {
+		// Only the process itself knows its number, which must be right.
+		cmd = exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, program}, args...)...)
+		cmd.Env = append(cmd.Env, fmt.Sprint("LISTEN_FDS=", len(a.files)))
+	}
+	cmd.Env = append(append(append(cmd.Env, os.Environ()...), "GORACE=atexit_sleep_ms=10"), a.env...) // the race detector's second at each exit adds up
+	cmd.ExtraFiles = a.files
+	return cmd
 }
 
 // stop ends the process; an orderly end has to be a good one.
@@ -171,7 +193,7 @@ func (a *agent) restart(t *testing.T, sig syscall.Signal) {
 // run runs another command of slotfetchd beside the agent.
 func (a *agent) run(t *testing.T, stdin string, args ...string) {
 	t.Helper()
-	cmd := exec.Command(program, append([]string{"--config", a.config}, args...)...)
+	cmd := a.command(args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("slotfetchd %v: %v\n%s", args, err, out)

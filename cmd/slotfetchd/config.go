@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
+	"net"
 	"net/netip"
-	"os"
+	"net/url"
 	"path/filepath"
 	"time"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // config is the whole configuration; slotfetchd.conf(5) describes each key. Only this package reads it.
@@ -84,8 +81,6 @@ func (d *duration) UnmarshalText(text []byte) error {
 // MarshalText writes the form that UnmarshalText reads.
 func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
-const defaultConfig = "/etc/slotfetch/config.toml"
-
 func defaults() config {
 	return config{
 		StateDir: "/var/lib/slotfetch",
@@ -97,46 +92,7 @@ func defaults() config {
 	}
 }
 
-// loadConfig reads file and then the drop-ins in conf.d beside it, by name, over the defaults. A missing file is fine
-// only where it was not asked for.
-func loadConfig(file string, asked bool) (config, error) {
-	c := defaults()
-	drop, err := filepath.Glob(filepath.Join(filepath.Dir(file), "conf.d", "*.toml"))
-	if err != nil {
-		return c, err
-	}
-	for i, name := range append([]string{file}, drop...) {
-		text, err := os.ReadFile(name)
-		if i == 0 && !asked && errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return c, fmt.Errorf("cannot read configuration: %w", err)
-		}
-		if err := decodeConfig(text, &c); err != nil {
-			return c, fmt.Errorf("cannot read configuration %s:\n%w", name, err)
-		}
-	}
-	if c.Slots.Dir == "" {
-		c.Slots.Dir = filepath.Join(c.StateDir, "slots")
-	}
-	return c, c.check()
-}
-
-func decodeConfig(text []byte, c *config) error {
-	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	err := d.Decode(c)
-	var strict *toml.StrictMissingError
-	var bad *toml.DecodeError
-	switch {
-	case errors.As(err, &strict):
-		return errors.New(strict.String())
-	case errors.As(err, &bad):
-		return errors.New(bad.String())
-	}
-	return err
-}
-
+// check finds everything that is wrong at once.
 func (c config) check() error {
 	var errs []error
 	want := func(ok bool, format string, args ...any) {
@@ -151,6 +107,18 @@ func (c config) check() error {
 	want(c.Slots.Reserve >= 0, "slots.reserve must not be negative")
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
 	want(c.Fetch.RetryRounds >= 1, "fetch.retry_rounds must be at least 1, not %d", c.Fetch.RetryRounds)
+	_, port, err := net.SplitHostPort(c.API.Listen)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	want(err == nil, "api.listen must be ADDRESS:PORT or :PORT, not %q", c.API.Listen)
+	want(c.Local.Socket == "" || filepath.IsAbs(c.Local.Socket), "local.socket must be an absolute path or empty, not %q", c.Local.Socket)
+	for name, raw := range map[string]string{"http": c.Proxy.HTTP, "https": c.Proxy.HTTPS} {
+		u, err := url.Parse(raw)
+		// Without the value: it may hold a password.
+		want(raw == "" || err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https"),
+			"proxy.%s must be a URL such as http://proxy.example.com:3128", name)
+	}
 	want((c.API.TLSCert == "") == (c.API.TLSKey == ""), "api.tls_cert and api.tls_key belong together: give both or neither")
 	for _, root := range c.Fetch.FileRoots {
 		want(filepath.IsAbs(root), "fetch.file_roots must hold absolute paths, not %q", root)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -80,7 +79,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	if err := d.listen(); err != nil {
 		return d, err
 	}
-	log.Info("agent ready", "listen", d.address(), "certificate", d.cert.fingerprint())
+	log.Info("agent ready", "listen", d.listeners[0].Addr().String(), "certificate", d.cert.fingerprint())
 	d.ready.Store(true)
 	return d, nil
 }
@@ -100,7 +99,7 @@ func lockState(dir string) (*os.File, error) {
 
 // openStore opens the database. A corrupt one is set aside, never deleted: slots live without it.
 func (d *daemon) openStore() error {
-	path := filepath.Join(d.cfg.StateDir, "slotfetch.db")
+	path := databaseFile(d.cfg)
 	marker := filepath.Join(d.cfg.StateDir, "seal.key") // made together with the database
 	_, err := os.Stat(marker)
 	must := err == nil
@@ -177,6 +176,31 @@ func (d *daemon) firstUser() error {
 	return d.store.AddUser(store.User{Name: "admin", PasswordHash: auth.HashPassword(password), Role: "admin"}, store.Actor{Name: "slotfetchd", Address: "local"})
 }
 
+// stuckAfter is for how long a running fetch may show no sign of life. An attempt without a byte ends by itself long before.
+const stuckAfter = 5 * time.Minute
+
+// health says whether the agent can do its work: the database answers, and no worker hangs.
+func (d *daemon) health(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(ctx, 2*time.Second)
+	defer stop()
+	if err := d.store.Ping(ctx); err != nil {
+		return fmt.Errorf("the database does not answer: %w", err)
+	}
+	if key, stuck := d.fetch.Stuck(max(stuckAfter, 2*time.Duration(d.cfg.Fetch.IdleTimeout))); stuck {
+		return fmt.Errorf("fetch %s shows no sign of life", key)
+	}
+	return nil
+}
+
+// reload loads the certificate again.
+func (d *daemon) reload() {
+	if err := d.cert.reload(); err != nil {
+		d.log.Error("reload failed; the old certificate stays", "err", err)
+	} else {
+		d.log.Info("reloaded", "certificate", d.cert.fingerprint())
+	}
+}
+
 func (d *daemon) onLogin(user string) {
 	if user == "admin" {
 		if err := os.Remove(d.passwordFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -184,64 +208,6 @@ func (d *daemon) onLogin(user string) {
 		}
 	}
 }
-
-// listen opens the TLS port and the unix socket.
-func (d *daemon) listen() error {
-	tcp, err := net.Listen("tcp", d.cfg.API.Listen)
-	if err != nil {
-		return fmt.Errorf("cannot listen: %w", err)
-	}
-	d.add(api.Limit(tcp), nil)
-	if d.cfg.Local.Socket == "" {
-		return nil
-	}
-	local, err := listenLocal(d.cfg.Local.Socket)
-	if err != nil {
-		return err
-	}
-	d.add(api.Limit(local), func(ctx context.Context, c net.Conn) context.Context { return auth.WithLocal(ctx, "local") })
-	return nil
-}
-
-// listenLocal replaces a socket that a dead agent left. Who may connect is the kernel's business: mode 0660.
-func listenLocal(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("cannot replace local socket: %w", err)
-		}
-	}
-	old := syscall.Umask(0o117)
-	l, err := net.Listen("unix", path)
-	syscall.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen on local socket: %w", err)
-	}
-	return l, nil
-}
-
-func (d *daemon) add(l net.Listener, connContext func(context.Context, net.Conn) context.Context) {
-	s := &http.Server{
-		Handler:           d.api,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       15 * time.Second, // JSON bodies only
-		WriteTimeout:      90 * time.Second, // a DELETE waits for 30 s
-		IdleTimeout:       60 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ConnContext:       connContext,
-		ErrorLog:          log.New(discard{}, "", 0), // strangers' handshakes are no news
-	}
-	if connContext == nil {
-		s.TLSConfig = d.cert.config()
-	}
-	d.listeners, d.servers = append(d.listeners, l), append(d.servers, s)
-}
-
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
-
-// address is where the TLS port listens.
-func (d *daemon) address() string { return d.listeners[0].Addr().String() }
 
 // serve answers until ctx ends, or a listener fails.
 func (d *daemon) serve(ctx context.Context) error {

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"slotfetch/store"
@@ -46,16 +48,30 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 func rootCommand() *cobra.Command {
-	var file string
+	src := sources{vendor: vendorConfig, env: os.Environ()}
 	root := &cobra.Command{
-		Use:           "slotfetchd",
-		Short:         "The agent that brings firmware images from URLs into verified slots",
+		Use:   "slotfetchd",
+		Short: "The agent that brings firmware images from URLs into verified slots",
+		Long: `slotfetchd brings firmware images from URLs into verified slots.
+
+Configuration, later wins: /usr/lib/slotfetch/*.toml, the file of --config, conf.d/*.toml beside it, environment
+variables such as SLOTFETCH_SLOTS__COUNT=3, --set slots.count=3. "slotfetchd config show --origin" shows the outcome.`,
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVar(&file, "config", defaultConfig, "configuration `file`; drop-ins are read from conf.d beside it")
+	root.PersistentFlags().StringVar(&src.file, "config", defaultConfig, "configuration `file`; drop-ins are read from conf.d beside it")
+	root.PersistentFlags().StringArrayVar(&src.set, "set", nil, "set one `section.key=value` of the configuration; may be repeated")
+	settings := func(cmd *cobra.Command) (settings, error) {
+		src.asked = cmd.Flags().Changed("config")
+		return loadSettings(src)
+	}
 	load := func(cmd *cobra.Command) (config, error) {
-		return loadConfig(file, cmd.Flags().Changed("config"))
+		s, err := settings(cmd)
+		if err == nil {
+			err = s.check()
+		}
+		return s.config, err
 	}
 	serve := &cobra.Command{
 		Use: "serve", Short: "Run the agent", Args: cobra.NoArgs,
@@ -64,49 +80,46 @@ func rootCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
+			return serve(cmd.Context(), cfg, newLog(cmd.ErrOrStderr()))
 		},
 	}
-	check := &cobra.Command{
-		Use: "check", Short: "Tell whether the configuration is sound", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := load(cmd); err != nil {
-				return err
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), "The configuration is sound.")
-			return nil
-		},
-	}
-	configCmd := &cobra.Command{Use: "config", Short: "Look at the configuration"}
-	configCmd.AddCommand(check)
 	versionCmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "slotfetchd", version) },
 	}
-	root.AddCommand(serve, configCmd, userCommand(load), versionCmd)
+	root.AddCommand(serve, configCommand(settings), userCommand(load), dbCommand(load), versionCmd)
 	return root
 }
 
 // serve runs the agent until a signal; SIGHUP loads the certificate again.
-func serve(ctx context.Context, cfg config, stderr io.Writer) error {
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	d, err := openDaemon(cfg, log)
 	if err != nil {
 		return err
 	}
+	tell := newNotifier(log)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	go func() {
-		for range hup {
-			if err := d.cert.reload(); err != nil {
-				log.Error("reload failed; the old certificate stays", "err", err)
-			} else {
-				log.Info("reloaded", "certificate", d.cert.fingerprint())
+	var group sync.WaitGroup
+	helpers, stop := context.WithCancel(ctx)
+	group.Go(func() { tell.status(helpers, d.fetch) })
+	group.Go(func() { tell.watchdog(helpers, d.health) })
+	group.Go(func() {
+		for {
+			select {
+			case <-hup:
+				tell.reloading(d.reload)
+			case <-helpers.Done():
+				return
 			}
 		}
-	}()
+	})
+	tell.send(systemd.SdNotifyReady)
 	err = d.serve(ctx)
+	tell.send(systemd.SdNotifyStopping)
 	log.Info("agent stopping")
+	stop()
+	group.Wait()
 	return errors.Join(err, d.close())
 }

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"slotfetch/api"
 	"slotfetch/fetch"
@@ -65,12 +63,10 @@ func (d *daemon) handleSetup(*http.Request) (api.Reply, error) {
 	return api.Reply{Body: api.Setup{Status: status, Meta: api.InfoMeta{Href: "/api/setup", Parent: "/api"}}}, nil
 }
 
-// handleHealth says whether the agent can do its work: the database answers.
+// handleHealth tells strangers only whether, and the journal why not.
 func (d *daemon) handleHealth(r *http.Request) (api.Reply, error) {
-	ctx, stop := context.WithTimeout(r.Context(), 2*time.Second)
-	defer stop()
-	if err := d.store.Ping(ctx); err != nil {
-		e := api.Unavailable("The database does not answer.")
+	if err := d.health(r.Context()); err != nil {
+		e := api.Unavailable("The agent cannot do its work; its journal has the details.")
 		e.Err = err
 		return api.Reply{}, e
 	}

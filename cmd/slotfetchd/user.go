@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"unicode"
@@ -21,15 +20,11 @@ import (
 const minPassword = 8
 
 // userCommand manages users in the database, also while the agent runs.
-func userCommand(load func(*cobra.Command) (config, error)) *cobra.Command {
+func userCommand(load loader) *cobra.Command {
 	user := &cobra.Command{Use: "user", Short: "Manage who may log in"}
 	with := func(f func(cmd *cobra.Command, s *store.Store, by store.Actor, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			cfg, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			s, err := store.Open(filepath.Join(cfg.StateDir, "slotfetch.db"), store.Options{MustExist: true})
+			s, err := openDatabase(cmd, load)
 			if err != nil {
 				return err
 			}

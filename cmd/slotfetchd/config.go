@@ -116,7 +116,7 @@ func (c config) check() error {
 	for name, raw := range map[string]string{"http": c.Proxy.HTTP, "https": c.Proxy.HTTPS} {
 		u, err := url.Parse(raw)
 		// Without the value: it may hold a password.
-		want(raw == "" || err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https"),
+		want(raw == "" || err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https" || u.Scheme == "socks5"),
 			"proxy.%s must be a URL such as http://proxy.example.com:3128", name)
 	}
 	want((c.API.TLSCert == "") == (c.API.TLSKey == ""), "api.tls_cert and api.tls_key belong together: give both or neither")

@@ -5,3 +5,6 @@ func (c Config) WithHooks(installing, cleanup func(key string)) Config {
 	c.hooks = hooks{installing: installing, cleanup: cleanup}
 	return c
 }
+
+// Recover is what Open does before any worker runs.
+func Recover(c Config) error { return (&Manager{cfg: c}).recover() }

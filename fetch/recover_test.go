@@ -1,0 +1,298 @@
+package fetch_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"slotfetch/fetch"
+	"slotfetch/fetch/fetchtest"
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+const (
+	recoverKey = "3b0a6a52-6c1e-4f0e-9d57-1f6f3f0f8a11"
+	otherKey   = "3b0a6a52-6c1e-4f0e-9d57-1f6f3f0f8a12"
+)
+
+// crashed is a state directory as a dead agent may have left it.
+type crashed struct {
+	t     *testing.T
+	dir   string
+	url   string
+	img   *fetchtest.Image
+	store *store.Store
+}
+
+// row adds a queued fetch.
+func (c *crashed) row(key string) {
+	c.do(c.store.Enqueue(store.Fetch{Key: key, URL: c.url, SHA256: c.img.SHA256()}, admin))
+}
+
+// do takes the results of a transition, which has to succeed.
+func (c *crashed) do(_ any, err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *crashed) claim() {
+	_, ok, err := c.store.Claim()
+	if err != nil || !ok {
+		c.t.Fatalf("nothing to claim: %v", err)
+	}
+	c.do(c.store.BeginAttempt(recoverKey))
+}
+
+func (c *crashed) phase(p store.Phase) {
+	c.do(c.store.SetPhase(recoverKey, p, c.img.Size()/2, c.img.Size()))
+}
+
+func (c *crashed) checkpoint(offset int64) {
+	v, err := json.Marshal(source.Validator{ETag: `"x"`, Size: c.img.Size()})
+	c.do(v, err)
+	c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: offset, State: []byte("{}"), Validator: string(v), Source: c.url}, c.img.Size(), nil))
+}
+
+func (c *crashed) installing() {
+	c.do(c.store.BeginInstall(recoverKey, c.img.Size(), nil))
+}
+
+func (c *crashed) cancel() {
+	_, _, err := c.store.Delete(recoverKey, admin)
+	c.do(nil, err)
+}
+
+func (c *crashed) write(data []byte, perm os.FileMode, path ...string) {
+	name := filepath.Join(append([]string{c.dir, "slots"}, path...)...)
+	c.do(nil, os.MkdirAll(filepath.Dir(name), 0o700))
+	c.do(nil, os.WriteFile(name, data, perm))
+}
+
+func (c *crashed) partial(key string, size int64) {
+	c.write(c.img.Bytes()[:size], 0o640, ".part", key+".partial")
+}
+
+// image puts one into slot 2, with a manifest of key unless that is empty.
+func (c *crashed) image(key, sha256 string) {
+	c.write(c.img.Bytes(), 0o440, "2", "image")
+	if key == "" {
+		return
+	}
+	text, err := json.Marshal(map[string]any{"format": 1, "key": key, "name": "a.iso", "source": c.url, "sha256": sha256, "size": c.img.Size(),
+		"fetched_at": time.Unix(1_700_000_000, 0).UTC(), "volume_id": "", "version": "a", "iso": false})
+	c.do(text, err)
+	c.write(text, 0o440, "2", "manifest.json")
+}
+
+// TestRecover has a case for each row of the table in recover.go, by what the row says and what is on disk. The
+// fetches are looked at before any worker runs, and run to their end after.
+func TestRecover(t *testing.T) {
+	img := fetchtest.NewImage(60, 64<<10)
+	url := fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve)
+	other := fetchtest.NewImage(61, 1).SHA256()
+	const half = 32 << 10
+	for _, tt := range []struct {
+		name string
+		left func(*crashed)
+		// What recovery makes of it. No status: there is no row.
+		status  store.Status
+		offset  int64 // of the checkpoint
+		partial bool
+		slot    bool // slot 2 is full
+		end     store.Status
+	}{
+		{"queued", func(c *crashed) { c.row(recoverKey) }, store.Queued, 0, false, false, store.Finished},
+		{"queued, partial without a checkpoint", func(c *crashed) { c.row(recoverKey); c.partial(recoverKey, half) }, store.Queued, 0, false, false, store.Finished},
+		{"queued with a checkpoint, partial", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.do(c.store.Requeue(recoverKey, true, true))
+			c.partial(recoverKey, half)
+		}, store.Queued, half, true, false, store.Finished},
+		{"queued with a checkpoint, no partial", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.do(c.store.Requeue(recoverKey, true, true))
+		}, store.Queued, half, false, false, store.Finished},
+
+		{"cancel requested, partial", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.cancel()
+			c.partial(recoverKey, half)
+		}, store.Cancelled, 0, false, false, store.Cancelled},
+		{"cancel requested, no partial", func(c *crashed) { c.row(recoverKey); c.claim(); c.cancel() }, store.Cancelled, 0, false, false, store.Cancelled},
+		{"cancel requested while waiting", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.phase(store.Waiting)
+			c.cancel()
+			c.partial(recoverKey, half)
+		}, store.Cancelled, 0, false, false, store.Cancelled},
+
+		{"downloading, nothing", func(c *crashed) { c.row(recoverKey); c.claim() }, store.Queued, 0, false, false, store.Finished},
+		{"downloading, partial without a checkpoint", func(c *crashed) { c.row(recoverKey); c.claim(); c.partial(recoverKey, half) }, store.Queued, 0, false, false, store.Finished},
+		{"downloading, partial beyond its checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.partial(recoverKey, half+8192)
+		}, store.Queued, half, true, false, store.Finished},
+		{"downloading, partial short of its checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.partial(recoverKey, 4096)
+		}, store.Queued, half, true, false, store.Finished},
+		{"waiting, partial with a checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.phase(store.Waiting)
+			c.partial(recoverKey, half)
+		}, store.Queued, half, true, false, store.Finished},
+		{"verifying, whole partial with a checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(c.img.Size())
+			c.phase(store.Verifying)
+			c.partial(recoverKey, c.img.Size())
+		}, store.Queued, 64 << 10, true, false, store.Finished},
+		{"verifying, whole partial without a checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.phase(store.Verifying)
+			c.partial(recoverKey, c.img.Size())
+		}, store.Queued, 0, false, false, store.Finished},
+
+		{"installing, slot is published", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.installing()
+			c.image(recoverKey, c.img.SHA256())
+		}, store.Finished, 0, false, true, store.Finished},
+		{"installing, image without a manifest", func(c *crashed) { c.row(recoverKey); c.claim(); c.installing(); c.image("", "") }, store.Queued, 0, false, false, store.Finished},
+		{"installing, image and a manifest not renamed", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.installing()
+			c.image("", "")
+			c.write([]byte(`{"format":`), 0o440, "2", "manifest.json.tmp")
+		}, store.Queued, 0, false, false, store.Finished},
+		{"installing, sealed partial", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.installing()
+			c.partial(recoverKey, c.img.Size())
+			c.do(nil, os.Chmod(filepath.Join(c.dir, "slots", ".part", recoverKey+".partial"), 0o440))
+		}, store.Queued, 0, false, false, store.Finished},
+		{"installing, slot of another fetch", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.installing()
+			c.image(otherKey, c.img.SHA256())
+		}, store.Queued, 0, false, true, store.Finished},
+		{"installing, slot of this fetch with another digest", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.installing()
+			c.image(recoverKey, other)
+		}, store.Queued, 0, false, true, store.Finished},
+
+		{"partial of no fetch", func(c *crashed) { c.partial(recoverKey, half) }, "", 0, false, false, ""},
+		{"partial of a failed fetch", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.partial(recoverKey, half)
+			c.do(c.store.Fail(recoverKey, "x", "It failed.", 0, 0, nil))
+		}, store.Failed, 0, false, false, store.Failed},
+		{"partial of a fetch that was cancelled in the queue", func(c *crashed) {
+			c.row(recoverKey)
+			c.cancel()
+			c.partial(recoverKey, half)
+		}, store.Cancelled, 0, false, false, store.Cancelled},
+		{"slot of no fetch", func(c *crashed) { c.image(otherKey, c.img.SHA256()) }, "", 0, false, true, ""},
+		{"finished, slot is gone", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.installing()
+			c.do(c.store.Finish(recoverKey, 2, nil))
+		}, store.Finished, 0, false, false, store.Finished},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := &crashed{t: t, dir: t.TempDir(), url: url, img: img}
+			var err error
+			if c.store, err = store.Open(filepath.Join(c.dir, "slotfetch.db"), store.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			c.write(nil, 0o600, ".lock")
+			c.do(nil, os.MkdirAll(filepath.Join(c.dir, "slots", ".part"), 0o700))
+			tt.left(c)
+			var before []any
+			for life := range 2 { // the second finds nothing to do
+				s := c.recover()
+				f, err := c.store.Fetch(t.Context(), recoverKey)
+				if tt.status == "" && !errors.Is(err, store.ErrNotFound) || tt.status != "" && err != nil ||
+					f.Status != tt.status || f.Checkpoint.Offset != tt.offset || f.CancelRequested {
+					t.Fatalf("life %d: row is %+v, %v", life, f, err)
+				}
+				partials, err := s.Partials()
+				if err != nil || tt.partial != (len(partials) == 1) {
+					t.Errorf("life %d: partials %v, %v", life, partials, err)
+				}
+				slot, err := s.Get(2)
+				if err != nil || tt.slot != (slot.Manifest != nil) || slot.Damaged {
+					t.Errorf("life %d: slot 2 is %+v, %v", life, slot, err)
+				}
+				now := []any{f, partials, slot}
+				if diff := cmp.Diff(before, now); life > 0 && diff != "" {
+					t.Errorf("recovery again changed something:\n%s", diff)
+				}
+				before = now
+				c.do(nil, s.Close())
+			}
+			c.do(nil, c.store.Close())
+			if tt.end == "" {
+				return
+			}
+			b := newBox(t, c.dir, nil)
+			if f := b.until(recoverKey, final); f.Status != tt.end {
+				t.Errorf("in the end it is %s: %s", f.Status, f.Error)
+			} else if f.Status == store.Finished && tt.name != "finished, slot is gone" {
+				b.holds(*f.SlotID, img.SHA256())
+			}
+			b.noPartials()
+		})
+	}
+}
+
+// recover opens slots and fetches without any worker.
+func (c *crashed) recover() *slots.Slots {
+	c.t.Helper()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	s, err := slots.Open(slots.Config{Dir: filepath.Join(c.dir, "slots"), First: 1, Count: 5, Log: log})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := fetch.Recover(fetch.Config{Store: c.store, Slots: s, Log: log}); err != nil {
+		c.t.Fatal(err)
+	}
+	return s
+}

@@ -40,6 +40,7 @@ type download struct {
 	validator  source.Validator // of what the partial holds
 	from       string           // the candidate that it came from
 	saved      int64            // the offset of the last stored checkpoint
+	unread     bool             // the partial is from an unclean stop and not read again yet
 	pending    int64            // bytes since a checkpoint was last due
 	savedAt    time.Time
 	began      time.Time
@@ -92,6 +93,7 @@ func (d *download) prepare(ctx context.Context) error {
 	if cp.Clean && d.digests.restore(cp.State) == nil {
 		return nil
 	}
+	d.unread = true
 	return d.rehash(ctx, cp.State)
 }
 
@@ -109,6 +111,7 @@ func (d *download) rehash(ctx context.Context, state []byte) error {
 		d.log.Warn("the partial is not what was written, starting at byte 0", "offset", d.w.Offset())
 		return d.restart()
 	}
+	d.unread = false
 	return nil
 }
 
@@ -364,7 +367,7 @@ func (d *download) checkpoint() error {
 // restart throws the partial away and begins at byte 0.
 func (d *download) restart() error {
 	d.digests = newDigests(d.f.SHA512 != "")
-	d.validator, d.from, d.saved = source.Validator{}, "", 0
+	d.validator, d.from, d.saved, d.unread = source.Validator{}, "", 0, false
 	d.fl.progress.stream(0, 0, nil)
 	if err := d.w.Restart(); err != nil {
 		return errWrite{err}

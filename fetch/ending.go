@@ -65,7 +65,7 @@ func (d *download) suspend() {
 		}
 	}
 	if d.record("queued again", func() error {
-		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, true)
+		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, !d.unread)
 		return err
 	}) {
 		d.log.Info("fetch queued again for the next start", "offset", d.saved)

@@ -296,3 +296,33 @@ func (c *crashed) recover() *slots.Slots {
 	}
 	return s
 }
+
+// TestStopWhileReadingAgain stops the agent in order while it reads a partial again after a crash: the bytes that it
+// has not looked at yet must not count as good at the next start.
+func TestStopWhileReadingAgain(t *testing.T) {
+	img := fetchtest.NewImage(62, 64<<10)
+	c := &crashed{t: t, dir: t.TempDir(), url: fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve), img: img}
+	var err error
+	if c.store, err = store.Open(filepath.Join(c.dir, "slotfetch.db"), store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	const long = 1 << 30 // sparse, and long enough to be read when the agent stops
+	c.row(recoverKey)
+	c.claim()
+	c.checkpoint(long)
+	c.partial(recoverKey, 0)
+	c.do(nil, os.Truncate(filepath.Join(c.dir, "slots", ".part", recoverKey+".partial"), long))
+	c.do(nil, c.store.Close())
+
+	b := newBox(t, c.dir, nil)
+	b.until(recoverKey, func(f store.Fetch) bool { return f.Status == store.InProgress })
+	b.close()
+	if c.store, err = store.Open(filepath.Join(c.dir, "slotfetch.db"), store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer c.store.Close()
+	f, err := c.store.Fetch(t.Context(), recoverKey)
+	if err != nil || f.Status != store.Queued || f.Checkpoint.Offset != long || f.Checkpoint.Clean {
+		t.Errorf("got %s, %+v, %v", f.Status, f.Checkpoint, err)
+	}
+}

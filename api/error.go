@@ -84,10 +84,15 @@ func unknownPath(path string) *Error {
 }
 
 // publicError is err as the caller may see it; what is unknown becomes an internal error with an id to quote.
-func publicError(err error, id string) *Error {
+func (s *Server) publicError(err error, id string) *Error {
 	var e *Error
 	if errors.As(err, &e) {
 		return e
+	}
+	if s.cfg.Explain != nil {
+		if e := s.cfg.Explain(err); e != nil {
+			return e
+		}
 	}
 	return &Error{Status: http.StatusInternalServerError, Type: "InternalError",
 		Message: fmt.Sprintf("Internal error. Quote the id %s; the agent's journal has the details.", id), Details: map[string]any{"id": id}, Err: err}

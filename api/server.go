@@ -24,7 +24,9 @@ import (
 type Config struct {
 	Routes        []Route
 	Authenticator Authenticator
-	Log           *slog.Logger
+	// Explain gives an error that is no *[Error] its public form; nil from it, or no Explain, makes it an internal one.
+	Explain func(error) *Error
+	Log     *slog.Logger
 }
 
 // Server routes, gates and answers. It is an http.Handler, safe for concurrent use.
@@ -218,7 +220,7 @@ func (s *Server) write(w http.ResponseWriter, r *http.Request, reply Reply) {
 
 // fail is the one encoder of errors.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	e := publicError(err, w.Header().Get("X-Request-ID"))
+	e := s.publicError(err, w.Header().Get("X-Request-ID"))
 	if e.Err != nil {
 		s.cfg.Log.Error("request failed", "path", r.URL.Path, "type", e.Type, "err", e.Err, "request_id", w.Header().Get("X-Request-ID"))
 	}

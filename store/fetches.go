@@ -143,8 +143,8 @@ func (s *Store) Enqueue(f Fetch, by Actor) (Fetch, error) {
 
 // Claim hands the oldest queued fetch to a worker; ok is false when there is none.
 func (s *Store) Claim() (f Fetch, ok bool, err error) {
-	f, err = scanFetch(s.w.QueryRow(`UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = coalesce(start_time, ?)
-		WHERE status = 'queued' AND seq = (SELECT min(seq) FROM fetches WHERE status = 'queued') RETURNING `+fetchColumns, millis(s.now())))
+	f, err = s.writeFetch(`UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = coalesce(start_time, ?)
+		WHERE status = 'queued' AND seq = (SELECT min(seq) FROM fetches WHERE status = 'queued') RETURNING `+fetchColumns, millis(s.now()))
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return Fetch{}, false, nil
@@ -154,9 +154,18 @@ func (s *Store) Claim() (f Fetch, ok bool, err error) {
 	return f, true, nil
 }
 
+// writeFetch runs one statement that returns a row.
+func (s *Store) writeFetch(statement string, args ...any) (f Fetch, err error) {
+	err = s.write(func(c *sql.Conn) (err error) {
+		f, err = scanFetch(c.QueryRowContext(context.Background(), statement, args...))
+		return err
+	})
+	return f, err
+}
+
 // change runs one guarded UPDATE of one fetch; no row means [ErrConflict], or [ErrNotFound] if there is no such key.
 func (s *Store) change(what, key, set, guard string, args ...any) (Fetch, error) {
-	f, err := scanFetch(s.w.QueryRow(`UPDATE fetches SET `+set+` WHERE key = ? AND `+guard+` RETURNING `+fetchColumns, append(args, key)...))
+	f, err := s.writeFetch(`UPDATE fetches SET `+set+` WHERE key = ? AND `+guard+` RETURNING `+fetchColumns, append(args, key)...)
 	if errors.Is(err, ErrNotFound) {
 		if _, err := s.Fetch(context.Background(), key); err != nil {
 			return Fetch{}, err

@@ -61,8 +61,7 @@ func (s *Store) Session(ctx context.Context, tokenHash []byte) (Session, error) 
 
 // TouchSession notes when the session was last used. A session that is gone stays gone.
 func (s *Store) TouchSession(tokenHash []byte, at time.Time) error {
-	_, err := s.w.Exec(`UPDATE sessions SET last_seen = max(last_seen, ?) WHERE token_hash = ?`, millis(at), tokenHash)
-	return err
+	return s.exec(`UPDATE sessions SET last_seen = max(last_seen, ?) WHERE token_hash = ?`, millis(at), tokenHash)
 }
 
 // EndSession removes one session; [ErrNotFound] if it was gone already.
@@ -82,6 +81,8 @@ func (s *Store) EndSession(tokenHash []byte, by Actor) error {
 
 // ExpireSessions removes those that were not seen since idle, or were made before created.
 func (s *Store) ExpireSessions(idle, created time.Time) error {
-	_, err := s.w.Exec(`DELETE FROM sessions WHERE last_seen < ? OR created_at < ?`, millis(idle), millis(created))
-	return err
+	if err := s.exec(`DELETE FROM sessions WHERE last_seen < ? OR created_at < ?`, millis(idle), millis(created)); err != nil {
+		return fmt.Errorf("cannot expire sessions: %w", err)
+	}
+	return nil
 }

@@ -85,7 +85,7 @@ func Open(path string, o Options) (*Store, error) {
 	s.w.SetMaxOpenConns(1)
 	// While another process makes the same file a WAL one, SQLite answers "busy" at once, whatever the timeout.
 	err = s.prepare()
-	for end := time.Now().Add(patience); busy(err) && time.Now().Before(end); err = s.prepare() {
+	for end := time.Now().Add(patience); Busy(err) && time.Now().Before(end); err = s.prepare() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if err != nil {
@@ -173,9 +173,10 @@ func corrupt(err error) error {
 	return err
 }
 
-func busy(err error) bool {
+// Busy tells whether a write was given up because the database was locked for too long, or other writes came first.
+func Busy(err error) bool {
 	var e sqlite3.Error
-	return errors.As(err, &e) && e.Code == sqlite3.ErrBusy
+	return errors.Is(err, errTurn) || errors.As(err, &e) && e.Code == sqlite3.ErrBusy
 }
 
 // Full tells whether a write failed because the disk is full.
@@ -241,23 +242,52 @@ func (s *Store) Close() error {
 	return errors.Join(err1, err2, err3, s.w.Close())
 }
 
-// update runs f in one immediate transaction.
-func (s *Store) update(f func(tx *sql.Tx) error) error {
-	tx, err := s.w.Begin()
+// errTurn means that other writes held the connection for too long.
+var errTurn = errors.New("the database is busy with other writes")
+
+// write lends f the one connection that writes, if it is free in time: each write before it may have to wait for a
+// lock, and their waits must not add up.
+func (s *Store) write(f func(c *sql.Conn) error) error {
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	c, err := s.w.Conn(ctx)
+	stop()
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errTurn
+	}
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() //nolint:errcheck // after a commit it has nothing to do
-	if err := f(tx); err != nil {
+	defer c.Close()
+	return f(c)
+}
+
+// exec runs one statement that writes.
+func (s *Store) exec(statement string, args ...any) error {
+	return s.write(func(c *sql.Conn) error {
+		_, err := c.ExecContext(context.Background(), statement, args...)
 		return err
-	}
-	return tx.Commit()
+	})
+}
+
+// update runs f in one immediate transaction.
+func (s *Store) update(f func(tx *sql.Tx) error) error {
+	return s.write(func(c *sql.Conn) error {
+		tx, err := c.BeginTx(context.Background(), nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // after a commit it has nothing to do
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
 }
 
 // scrub empties the write-ahead log, where the old content of erased secrets would stay.
 func (s *Store) scrub() {
 	// A reader may keep the log alive; the next scrub, or Close, does it then.
-	_, _ = s.w.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+	_ = s.exec("PRAGMA wal_checkpoint(TRUNCATE)")
 }
 
 func millis(t time.Time) int64 { return t.UnixMilli() }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -387,6 +388,31 @@ func TestLocked(t *testing.T) {
 	}
 	must[sql.Result](t)(c.ExecContext(t.Context(), "ROLLBACK"))
 	must[store.Fetch](t)(s.Enqueue(store.Fetch{Key: "k", URL: "https://h/x"}, admin))
+}
+
+// TestLockedForMany has many writers wait for a lock at the same time: they give up together, not one after the other.
+func TestLockedForMany(t *testing.T) {
+	t.Parallel()
+	s, path := fresh(t)
+	c := must[*sql.Conn](t)(raw(t, path).Conn(t.Context()))
+	defer c.Close()
+	must[sql.Result](t)(c.ExecContext(t.Context(), "BEGIN IMMEDIATE"))
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			if _, err := s.Enqueue(store.Fetch{Key: fmt.Sprint(i), URL: "https://h/x"}, admin); !store.Busy(err) {
+				t.Errorf("error %v, want busy", err)
+			}
+		})
+	}
+	wg.Wait()
+	if d := time.Since(start); d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	must[sql.Result](t)(c.ExecContext(t.Context(), "ROLLBACK"))
+	must[store.Fetch](t)(s.Enqueue(store.Fetch{Key: "k", URL: "https://h/x"}, admin))
+	equal(t, 1, len(all(t, s)))
 }
 
 func TestFull(t *testing.T) {

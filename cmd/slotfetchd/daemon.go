@@ -75,7 +75,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	if d.cert, err = openCertificate(cfg); err != nil {
 		return d, err
 	}
-	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Log: log})
+	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Explain: explain, Log: log})
 	if err := d.listen(); err != nil {
 		return d, err
 	}

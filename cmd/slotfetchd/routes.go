@@ -31,6 +31,21 @@ func (d *daemon) routes() []api.Route {
 	return api.IndexRoutes(table)
 }
 
+// explain tells callers of what the database could not do, whatever they wanted of it.
+func explain(err error) *api.Error {
+	var e *api.Error
+	switch {
+	case store.Full(err):
+		e = &api.Error{Status: http.StatusInsufficientStorage, Type: "InsufficientStorage", Message: "The disk is full. Make room and try again."}
+	case store.Busy(err):
+		e = api.Unavailable("The database is busy. Look what has become of the request before trying again.")
+	default:
+		return nil
+	}
+	e.Err = err
+	return e
+}
+
 func (d *daemon) handleInfo(r *http.Request) (api.Reply, error) {
 	name, err := os.Hostname()
 	if err != nil {

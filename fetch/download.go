@@ -54,7 +54,7 @@ func (d *download) run(ctx context.Context) {
 		err = d.attempts(ctx)
 	}
 	if err == nil {
-		err = d.install()
+		err = d.install(ctx)
 	}
 	switch {
 	case err == nil:
@@ -251,7 +251,11 @@ func (d *download) phase(p store.Phase) error {
 
 // attempt is one connection's worth of trying, up to the comparison of the digests.
 func (d *download) attempt(ctx context.Context, c *candidate) error {
-	f, err := d.m.cfg.Store.BeginAttempt(d.f.Key)
+	var f store.Fetch
+	err := d.insist(ctx, "beginning an attempt", func() (err error) {
+		f, err = d.m.cfg.Store.BeginAttempt(d.f.Key)
+		return err
+	})
 	if errors.Is(err, store.ErrConflict) {
 		return errCancelled
 	}

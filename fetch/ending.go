@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -14,7 +15,7 @@ import (
 // This file holds the ways in which a download ends: installed, suspended, cancelled, failed.
 
 // install makes the verified partial a slot. From BeginInstall on there is no way back.
-func (d *download) install() error {
+func (d *download) install(ctx context.Context) error {
 	u, err := url.Parse(d.from)
 	if err != nil {
 		return err
@@ -30,7 +31,7 @@ func (d *download) install() error {
 		return errWrite{err}
 	}
 	_, _, tls := d.fl.progress.counts()
-	if _, err := d.m.cfg.Store.BeginInstall(d.f.Key, m.Size, tls); err != nil {
+	if err := d.beginInstall(ctx, m.Size, tls); err != nil {
 		return err
 	}
 	d.fl.progress.stream(m.Size, m.Size, nil)
@@ -54,6 +55,40 @@ func (d *download) install() error {
 	})
 	d.log.Info("fetch finished", "slot", slot, "bytes", m.Size, "sha256", m.SHA256)
 	return nil
+}
+
+// beginInstall takes the way of no return. A conflict after an error may be with our own change, which was durable.
+func (d *download) beginInstall(ctx context.Context, size int64, tls *bool) error {
+	return d.insist(ctx, "installing", func() error {
+		_, err := d.m.cfg.Store.BeginInstall(d.f.Key, size, tls)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+		f, rerr := d.m.cfg.Store.Fetch(ctx, d.f.Key)
+		switch {
+		case rerr != nil:
+			return rerr
+		case f.Phase == store.Installing: // nobody else would
+			return nil
+		}
+		return err
+	})
+}
+
+// insist repeats a change that the fetch cannot go on without until the database takes it, for as long as ctx lasts:
+// the disk may be full, or locked for a while, which is no reason to throw away what was downloaded.
+func (d *download) insist(ctx context.Context, what string, change func() error) error {
+	for {
+		err := change()
+		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		d.log.Error("cannot record that the fetch is "+what, "err", err)
+		d.m.pause(ctx, time.Second)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // suspend keeps the partial for the next start of the agent.

@@ -125,14 +125,16 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 	for _, u := range q.Mirrors {
 		f.Mirrors = append(f.Mirrors, u.String())
 	}
-	if f, err = m.cfg.Store.Enqueue(f, by); err != nil {
-		return f, err
-	}
-	m.cfg.Log.Info("fetch queued", "key", key, "url", source.Redact(q.URL), "by", by.Name)
+	f, err = m.cfg.Store.Enqueue(f, by)
+	// Also after an error, which may hide a row that is durable.
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
+	if err != nil {
+		return f, err
+	}
+	m.cfg.Log.Info("fetch queued", "key", key, "url", source.Redact(q.URL), "by", by.Name)
 	return f, nil
 }
 

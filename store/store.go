@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -125,6 +126,10 @@ func checkFile(path string, mustExist bool) error {
 		return fmt.Errorf("cannot open database: %w: the file is empty", ErrCorrupt)
 	case !info.Mode().IsRegular():
 		return nil // SQLite says it better
+	}
+	// SQLite would open it for reading, and fail later, at the first change.
+	if err := unix.Access(path, unix.W_OK); err != nil {
+		return fmt.Errorf("cannot open database: cannot write %s: %w", path, err)
 	}
 	if err := checkHeader(path); err != nil {
 		return fmt.Errorf("cannot open database: %w", err)

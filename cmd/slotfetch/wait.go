@@ -60,11 +60,14 @@ func (p *poller) poll(ctx context.Context, look func(context.Context) (done bool
 			if err := p.bear(err); err != nil {
 				return err
 			}
-		case done:
-			return nil
-		case !p.away.IsZero():
-			p.away = time.Time{}
-			p.say("%s is back.", p.client.box)
+		default:
+			if !p.away.IsZero() {
+				p.away = time.Time{}
+				p.say("%s is back.", p.client.box)
+			}
+			if done {
+				return nil
+			}
 		}
 		select {
 		case <-time.After(pause):

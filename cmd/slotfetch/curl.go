@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"slotfetch/api"
@@ -99,7 +100,8 @@ func (c *client) curlBody(r api.FetchRequest) (string, error) {
 	return strings.TrimSpace(b.String()), nil
 }
 
-// printLoginCurl is the login: curl asks for the password and writes the jar.
+// printLoginCurl is the login: curl asks for the password and writes the jar. curl makes no directory, and its file
+// would be open to others: then the client would refuse it.
 func (a *app) printLoginCurl(b box, user string) error {
 	c, err := a.openBox(b)
 	if err != nil {
@@ -113,7 +115,8 @@ func (a *app) printLoginCurl(b box, user string) error {
 		return err
 	}
 	words := append([]string{"curl", "-sS", "--fail-with-body"}, c.curlAccess()...)
-	return c.writeCurl(append(words, "-u", quote(user), "-c", quote(j.path), quote(b.baseURL()+pathLogin)))
+	words = append(words, "-u", quote(user), "-c", quote(j.path), quote(b.baseURL()+pathLogin))
+	return c.writeCurl(append([]string{"(umask 077 && mkdir -p", quote(filepath.Dir(j.path)), "&&"}, append(words, ")")...))
 }
 
 func (c *client) writeCurl(words []string) error {

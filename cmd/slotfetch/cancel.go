@@ -13,8 +13,9 @@ import (
 
 func (a *app) cancelCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "cancel KEY...",
-		Short: "Cancel fetches that have not ended",
+		Use:        "cancel KEY...",
+		SuggestFor: []string{"stop", "abort"},
+		Short:      "Cancel fetches that have not ended",
 		Long: `Cancel fetches. When it returns 0 the partial file is off the disk of the box and the connection
 closed; the entry stays until it is pruned. A fetch that is being installed cannot be
 cancelled any more, and one that has ended is left alone: both exit with 6.
@@ -22,7 +23,7 @@ cancelled any more, and one that has ended is left alone: both exit with 6.
 When the box needs longer than half a minute to clean up, slotfetch says so and returns; the
 cancel goes on by itself. With --timeout it waits for the end of it.`,
 		Example:           "  slotfetch cancel 3b0a",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              wants(1, -1),
 		ValidArgsFunction: a.completeKeys(live, true),
 		RunE:              a.act(a.cancel),
 	}
@@ -95,8 +96,9 @@ func (a *app) cancelOne(ctx context.Context, c *client, key string) (api.Fetch, 
 func (a *app) pruneCommand() *cobra.Command {
 	p := &prune{app: a}
 	cmd := &cobra.Command{
-		Use:   "prune KEY... | --all-final",
-		Short: "Remove the entries of fetches that have ended",
+		Use:        "prune KEY... | --all-final",
+		SuggestFor: []string{"rm", "remove", "delete"},
+		Short:      "Remove the entries of fetches that have ended",
 		Long: `Remove the entries of fetches that have finished, failed or been cancelled. The images in the
 slots stay. A fetch that has not ended is never touched: that exits with 6.`,
 		Example:           "  slotfetch prune 3b0a\n  slotfetch prune --all-final\n  slotfetch prune --all-final --older-than 168h",

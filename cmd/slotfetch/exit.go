@@ -68,7 +68,7 @@ func asFailure(err error) *failure {
 func (a *app) report(err error) int {
 	f, ok := errors.AsType[*failure](err)
 	if !ok {
-		f = &failure{code: exitUsage, kind: "Usage", message: err.Error(), hint: "See: slotfetch --help"}
+		f = fromParser(err)
 	}
 	if !f.printed {
 		a.printFailure(f)

@@ -36,8 +36,9 @@ type fetch struct {
 func (a *app) fetchCommand() *cobra.Command {
 	f := &fetch{app: a}
 	cmd := &cobra.Command{
-		Use:   "fetch URL --sha256 DIGEST",
-		Short: "Fetch an image into a slot",
+		Use:        "fetch URL --sha256 DIGEST",
+		SuggestFor: []string{"get", "start", "download", "install"},
+		Short:      "Fetch an image into a slot",
 		Long: `Tell the box to fetch the image at URL into a slot. The box downloads it itself, so URL must
 be reachable from there; http, https, ftp and ftps are possible, and file where the box
 allows it. Nothing is installed unless the SHA-256 is right, and no image is overwritten.
@@ -55,7 +56,7 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
       --credentials-file ftp-login --ca corporate-ca.pem
   key=$(slotfetch fetch --detach https://example.com/sps.iso --sha256 SHA256SUMS)
   slotfetch wait "$key" --timeout 30m`,
-		Args:              cobra.ExactArgs(1),
+		Args:              wants(1, 1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              a.act(f.run),
 	}

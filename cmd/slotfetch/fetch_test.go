@@ -75,7 +75,7 @@ func TestFetchUsage(t *testing.T) {
 		args []string
 		word string
 	}{
-		{"no URL", good, "accepts 1 arg"},
+		{"no URL", good, "an argument is missing"},
 		{"no digest", []string{testURL}, "--sha256 is missing"},
 		{"bad digest", []string{testURL, "--sha256", testDigest[:63]}, "63 hex digits"},
 		{"scheme", append(good, "gopher://h/x"), "no scheme that a box can fetch"},
@@ -86,7 +86,7 @@ func TestFetchUsage(t *testing.T) {
 		{"mirror", append(good, testURL, "--mirror", "nowhere"), "--mirror"},
 		{"nine mirrors", append(good, testURL, "--mirror=http://1", "--mirror=http://2", "--mirror=http://3", "--mirror=http://4", "--mirror=http://5", "--mirror=http://6", "--mirror=http://7", "--mirror=http://8", "--mirror=http://9"), "9 mirrors"},
 		{"slot", append(good, testURL, "--slot", "-1"), "negative"},
-		{"slot no number", append(good, testURL, "--slot", "x"), "invalid"},
+		{"slot no number", append(good, testURL, "--slot", "x"), "is no value for --slot"},
 		{"credentials", append(good, testURL, "--credentials-file", oneLine), "1 lines"},
 		{"no CA", append(good, testURL, "--ca", key), "no PEM certificate"},
 		{"CA unverified", append(good, testURL, "--ca", key, "--tls-verify=false"), "exclude"},

@@ -40,7 +40,7 @@ give it with --pin.`,
 		Example: `  slotfetch login -H 10.0.0.5:8443 --user admin
   slotfetch login -H lab1 --password-file ~/.lab1-password --pin SHA256:5D:41:…
   pass show lab1 | slotfetch login -H lab1 --user admin`,
-		Args: cobra.NoArgs,
+		Args: wants(0, 0),
 		RunE: a.act(l.run),
 	}
 	f := cmd.Flags()
@@ -244,7 +244,7 @@ func (a *app) logoutCommand() *cobra.Command {
 When the box cannot be reached the session stays, unless --local is given: then it is only
 removed from this machine, and ends on the box after 20 minutes without use.`,
 		Example: "  slotfetch logout -H lab1",
-		Args:    cobra.NoArgs,
+		Args:    wants(0, 0),
 		RunE:    a.act(func(ctx context.Context, _ []string) error { return a.logout(ctx, local) }),
 	}
 	cmd.Flags().BoolVar(&local, "local", false, "remove the session from this machine only")
@@ -296,7 +296,7 @@ func (a *app) whoamiCommand() *cobra.Command {
 		Short:   "Show as whom and with which role you are logged in",
 		Long:    "Show as whom you are logged in, and with which role: a viewer looks, an operator also\nfetches, cancels and empties slots, an admin may do everything.",
 		Example: "  slotfetch whoami\n  slotfetch whoami -o json | jq .endpoints",
-		Args:    cobra.NoArgs,
+		Args:    wants(0, 0),
 		RunE:    a.act(a.whoami),
 	}
 }

@@ -23,6 +23,7 @@ import (
 var version = "dev"
 
 func main() {
+	cobra.EnableCommandSorting = false // the help lists them in the order of their use
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal the default comes back, so that a second Ctrl-C ends the program at once.
 	context.AfterFunc(ctx, stop)
@@ -111,14 +112,13 @@ func (a *app) rootCommand() *cobra.Command {
 		Version:           version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		Args:              cobra.NoArgs,
+		Args:              wantsCommand,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkFlags() },
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("slotfetch {{.Version}}\n")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage(err.Error(), "See: "+cmd.CommandPath()+" --help")
-	})
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(badFlag)
 	a.globalFlags(root)
 	root.AddGroup(
 		&cobra.Group{ID: "fetches", Title: "Fetches:"},

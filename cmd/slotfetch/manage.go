@@ -42,7 +42,7 @@ func (a *app) lsCommand() *cobra.Command {
 		Short:   "List the fetches of the box",
 		Long:    "List the fetches of the box, oldest first. Entries stay until they are pruned.",
 		Example: "  slotfetch ls\n  slotfetch ls --status failed\n  slotfetch ls -o json | jq '.items[].body.url'",
-		Args:    cobra.NoArgs,
+		Args:    wants(0, 0),
 		RunE:    a.act(func(ctx context.Context, _ []string) error { return a.ls(ctx, only) }),
 	}
 	cmd.Flags().StringSliceVar(&only, "status", nil, "only fetches with this `STATUS`: "+statuses+"; may be repeated")
@@ -103,10 +103,11 @@ func fetchTable(p *page, list []api.Fetch) {
 func (a *app) showCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:               "show KEY",
+		SuggestFor:        []string{"status", "info"},
 		Short:             "Show one fetch",
 		Long:              "Show everything about one fetch. The beginning of a key is enough where it is unambiguous.",
 		Example:           "  slotfetch show 3b0a\n  slotfetch show 3b0a -o json | jq -r .body.error",
-		Args:              cobra.ExactArgs(1),
+		Args:              wants(1, 1),
 		ValidArgsFunction: a.completeKeys(anyStatus, false),
 		RunE:              a.act(a.showFetch),
 	}
@@ -181,7 +182,7 @@ With --timeout it is 8 when some still go on.
 
 The box may restart meanwhile. Ctrl-C stops the waiting, not the fetches.`,
 		Example:           "  slotfetch wait 3b0a\n  slotfetch wait 3b0a 77c1 --timeout 30m --progress none",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              wants(1, -1),
 		ValidArgsFunction: a.completeKeys(live, true),
 		RunE: a.act(func(ctx context.Context, args []string) error {
 			c, keys, err := a.openFor(ctx, args)

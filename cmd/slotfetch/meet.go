@@ -87,7 +87,7 @@ forgotten. Boxes whose certificate a known CA has signed need no pin.`,
   slotfetch trust 10.0.0.5:8443 --pin SHA256:5D:41:…
   slotfetch trust --forget lab1
   slotfetch trust --list`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              wants(0, 1),
 		ValidArgsFunction: a.completeBoxes,
 		RunE:              a.act(t.run),
 	}

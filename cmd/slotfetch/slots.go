@@ -20,7 +20,7 @@ func (a *app) slotsCommand() *cobra.Command {
 		Short:   "Look after the slots of the box",
 		Long:    "List the slots of the box, show one, or empty one. Without a subcommand: list.",
 		Example: "  slotfetch slots\n  slotfetch slots show 2\n  slotfetch slots rm 2",
-		Args:    cobra.NoArgs,
+		Args:    wantsCommand,
 		RunE:    a.act(a.listSlots),
 	}
 	list := &cobra.Command{
@@ -29,7 +29,7 @@ func (a *app) slotsCommand() *cobra.Command {
 		Short:   "List the slots",
 		Long:    "List all the slots, empty ones too. \"current\" runs now, \"next\" boots next.",
 		Example: "  slotfetch slots ls\n  slotfetch slots ls -o json | jq .body.number_of_empty_slots",
-		Args:    cobra.NoArgs,
+		Args:    wants(0, 0),
 		RunE:    a.act(a.listSlots),
 	}
 	show := &cobra.Command{
@@ -37,18 +37,19 @@ func (a *app) slotsCommand() *cobra.Command {
 		Short:             "Show one slot",
 		Long:              "Show everything about the image in slot N.",
 		Example:           "  slotfetch slots show 2",
-		Args:              cobra.ExactArgs(1),
+		Args:              wants(1, 1),
 		ValidArgsFunction: a.completeSlots(anySlot),
 		RunE:              a.act(a.showSlot),
 	}
 	var yes bool
 	rm := &cobra.Command{
-		Use:   "rm N",
-		Short: "Empty a slot",
+		Use:        "rm N",
+		SuggestFor: []string{"remove", "delete", "empty"},
+		Short:      "Empty a slot",
 		Long: `Delete the image in slot N for good. The slot that runs now, the one that boots next, and one
 that a fetch has reserved are protected: that exits with 6.`,
 		Example:           "  slotfetch slots rm 2\n  slotfetch slots rm 2 --yes",
-		Args:              cobra.ExactArgs(1),
+		Args:              wants(1, 1),
 		ValidArgsFunction: a.completeSlots(func(b api.SlotBody) bool { return !b.Empty() && !b.Current && !b.AfterReboot }),
 		RunE:              a.act(func(ctx context.Context, args []string) error { return a.removeSlot(ctx, args[0], yes) }),
 	}

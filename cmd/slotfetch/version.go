@@ -22,7 +22,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short:   "Show the version of slotfetch",
 		Long:    "Show the version of this program. It asks no box.",
 		Example: "  slotfetch version -o json",
-		Args:    cobra.NoArgs,
+		Args:    wants(0, 0),
 		RunE: a.act(func(context.Context, []string) error {
 			b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 			if info, ok := debug.ReadBuildInfo(); ok {

@@ -25,7 +25,7 @@ On a terminal the table is drawn anew at every change; elsewhere every change is
 -o ndjson every change is a document on one line; an entry that was pruned is
 {"key": "…", "pruned": true}.`,
 		Example:           "  slotfetch watch\n  slotfetch watch 3b0a\n  slotfetch watch -o ndjson | jq -r 'select(.body.status == \"failed\") | .body.error'",
-		Args:              cobra.MaximumNArgs(1),
+		Args:              wants(0, 1),
 		ValidArgsFunction: a.completeKeys(live, false),
 		RunE:              a.act(a.watch),
 	}

@@ -25,14 +25,14 @@ type reporter interface {
 	close()
 }
 
-// newReporter chooses by --progress; auto is bars on a terminal, else lines.
+// newReporter chooses by --progress; auto is bars on a terminal that can show them, else lines.
 func (a *app) newReporter(keys []string) reporter {
 	form := a.progress
 	if form == "auto" {
 		switch {
 		case a.quiet:
 			form = "none"
-		case isTerminal(a.stderr):
+		case canDraw(a.stderr):
 			form = "bar"
 		default:
 			form = "line"
@@ -40,7 +40,7 @@ func (a *app) newReporter(keys []string) reporter {
 	}
 	switch form {
 	case "bar":
-		if isTerminal(a.stderr) {
+		if canDraw(a.stderr) {
 			return newBars(a.stderr, keys)
 		}
 		return &lines{app: a, seen: map[string]shown{}}

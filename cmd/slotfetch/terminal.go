@@ -26,13 +26,24 @@ func isTerminal(stream any) bool {
 	return ok
 }
 
+// canDraw tells whether a stream is a terminal that can move the cursor and knows its width; serial consoles
+// often do not.
+func canDraw(stream any) bool {
+	fd, ok := terminalOf(stream)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	width, _, err := term.GetSize(fd)
+	return err == nil && width > 0
+}
+
 // canAsk tells whether somebody is there to answer.
 func (a *app) canAsk() bool { return !a.noInput && isTerminal(a.stdin) }
 
 // note says something beside the data; --quiet silences it.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintln(a.stderr, cleanLines(fmt.Sprintf(format, args...)))
+		fmt.Fprintln(a.stderr, cleanLines(a.sameBox(fmt.Sprintf(format, args...))))
 	}
 }
 

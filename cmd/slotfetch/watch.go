@@ -51,7 +51,7 @@ func (a *app) watch(ctx context.Context, args []string) error {
 	limited, cancel := a.until(ctx)
 	defer cancel()
 	w := &watcher{app: a, client: c, keys: keys, seen: map[string]api.Fetch{}}
-	w.redraw = a.output == "table" && isTerminal(a.stdout)
+	w.redraw = a.output == "table" && canDraw(a.stdout)
 	p := &poller{app: a, client: c, say: a.note}
 	err = p.poll(limited, w.look)
 	switch {

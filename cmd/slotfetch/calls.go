@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -22,6 +24,18 @@ func fetchPath(key string) string { return pathFetches + "/" + url.PathEscape(ke
 
 func slotPath(slot int) string { return pathSlots + "/" + strconv.Itoa(slot) }
 
+// missing words a 404 for people: err with message and hint.
+func missing(err error, message, hint string) error {
+	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound {
+		f.message, f.hint = message, hint
+	}
+	return err
+}
+
+func noFetch(err error, key string) error {
+	return missing(err, "there is no fetch "+key, "See the keys with: slotfetch ls")
+}
+
 func (c *client) startFetch(ctx context.Context, r api.FetchRequest) (api.Accepted, error) {
 	var accepted api.Accepted
 	_, err := c.call(ctx, http.MethodPost, pathFetches, r, &accepted)
@@ -34,7 +48,7 @@ func (c *client) startFetch(ctx context.Context, r api.FetchRequest) (api.Accept
 func (c *client) fetch(ctx context.Context, key string) (api.Fetch, error) {
 	var f api.Fetch
 	_, err := c.call(ctx, http.MethodGet, fetchPath(key), nil, &f)
-	return f, err
+	return f, noFetch(err, key)
 }
 
 func (c *client) fetches(ctx context.Context) (api.FetchList, error) {
@@ -51,7 +65,7 @@ func (c *client) fetches(ctx context.Context) (api.FetchList, error) {
 func (c *client) deleteFetch(ctx context.Context, key string) (f api.Fetch, status int, err error) {
 	resp, err := c.call(ctx, http.MethodDelete, fetchPath(key), nil, &f)
 	if err != nil {
-		return f, 0, err
+		return f, 0, noFetch(err, key)
 	}
 	return f, resp.StatusCode, nil
 }
@@ -68,13 +82,13 @@ func (c *client) slots(ctx context.Context) (api.SlotList, error) {
 func (c *client) slot(ctx context.Context, number int) (api.Slot, error) {
 	var s api.Slot
 	_, err := c.call(ctx, http.MethodGet, slotPath(number), nil, &s)
-	return s, err
+	return s, missing(err, fmt.Sprintf("there is no slot %d", number), "See the slots with: slotfetch slots")
 }
 
 func (c *client) deleteSlot(ctx context.Context, number int) (api.MetaOnly, error) {
 	var m api.MetaOnly
 	_, err := c.call(ctx, http.MethodDelete, slotPath(number), nil, &m)
-	return m, err
+	return m, missing(err, fmt.Sprintf("slot %d is empty, or there is no such slot", number), "See the slots with: slotfetch slots")
 }
 
 func (c *client) userInfo(ctx context.Context) (api.UserInfo, error) {

@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	// dialLimit bounds the way to the connection.
+	dialLimit = 10 * time.Second
 	// callLimit bounds one call. A DELETE may take the 30 seconds for which the agent waits for its cancel.
 	callLimit = 75 * time.Second
 	// bodyLimit bounds an answer; a list of 100,000 fetches is smaller.
@@ -65,7 +67,7 @@ func (a *app) openBox(b box) (*client, error) {
 		ResponseHeaderTimeout: callLimit,
 		IdleConnTimeout:       60 * time.Second,
 	}
-	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	dialer := &net.Dialer{Timeout: dialLimit}
 	if b.local() {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", b.socket)
@@ -205,7 +207,7 @@ func (c *client) send(req *http.Request, out any) (*http.Response, error) {
 // stranger is an answer that no slotfetch box gives.
 func (c *client) stranger(why string) error {
 	return &failure{code: exitNetwork, kind: "NotABox", message: fmt.Sprintf("%s does not answer like a box that runs slotfetchd: %s", c.box, why),
-		hint: "Check the address and the port."}
+		hint: strings.TrimSpace("Check the address and the port. " + c.box.portHint())}
 }
 
 // unreachable sorts the errors below HTTP.
@@ -222,17 +224,35 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
 	}
-	why, hint := plain(err), ""
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		why = fmt.Sprintf("no answer within %s", callLimit)
-	case strings.Contains(why, "server gave HTTP response to HTTPS client"):
-		why, hint = "it speaks plain http on this port", "Check the port: a box speaks https only."
-	case errors.Is(err, os.ErrPermission) && c.box.local():
-		hint = "The socket is open to root and to the group of the agent."
-	}
+	why, hint := c.explain(err)
 	return &failure{code: exitNetwork, kind: "Network", temporary: true, cause: err, hint: hint,
 		message: fmt.Sprintf("cannot reach %s: %s", c.box, why)}
+}
+
+// explain says why the box cannot be reached, and what may help.
+func (c *client) explain(err error) (why, hint string) {
+	why, hint = plain(err), c.box.portHint()
+	dns, unknownHost := errors.AsType[*net.DNSError](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	switch {
+	case unknownHost:
+		return why, c.box.nameHint(dns)
+	case isOp && op.Op == "dial" && op.Timeout():
+		return fmt.Sprintf("no connection within %s", dialLimit), hint
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Sprintf("no answer within %s", callLimit), ""
+	case strings.Contains(why, "server gave HTTP response to HTTPS client"):
+		return "it speaks plain http on this port", "Check the port: a box speaks https only."
+	case strings.Contains(why, "first record does not look like a TLS handshake"):
+		return "it does not speak https on this port", "Check the port."
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it closed the connection without an answer", hint
+	case c.box.local() && errors.Is(err, os.ErrPermission):
+		return why, "The socket is open to root and to the group of the agent."
+	case c.box.local():
+		return why, "Does slotfetchd run? Look with: systemctl status slotfetchd"
+	}
+	return why, hint
 }
 
 // plain takes the request line off an error of net/http: the message names the box already.
@@ -257,11 +277,18 @@ func (c *client) refusal(resp *http.Response, data []byte) error {
 	f := &failure{code: codeOfStatus(resp.StatusCode), status: resp.StatusCode, temporary: codeOfStatus(resp.StatusCode) == exitNetwork}
 	if json.Unmarshal(data, &reply) == nil && reply.Error.Message != "" {
 		f.kind, f.message, f.details = reply.Error.Type, reply.Error.Message, reply.Error.Details
+	} else if resp.StatusCode < 500 {
+		return c.stranger("it answered " + resp.Status)
 	} else {
 		f.kind, f.message = "HTTP"+strconv.Itoa(resp.StatusCode), fmt.Sprintf("%s answered %s", c.box, resp.Status)
 	}
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized && !c.box.local():
+		if f.kind == "Unauthenticated" && c.session == "" { // The agent's sentence is for those who call by hand.
+			f.message = fmt.Sprintf("not logged in to %s", c.box)
+		} else if f.kind == "Unauthenticated" {
+			f.message = fmt.Sprintf("the session on %s has ended", c.box)
+		}
 		f.hint = "Log in with: slotfetch login -H " + quote(c.box.name)
 		if os.Getenv("SLOTFETCH_SESSION") != "" {
 			f.hint = "The session in $SLOTFETCH_SESSION is not valid (any more). Unset it, or " + lowerFirst(f.hint)

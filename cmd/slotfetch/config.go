@@ -40,6 +40,8 @@ type box struct {
 	socket string // path of a unix socket; then host and port are empty
 	user   string
 	cacert string
+	// anyPort tells that no port was given.
+	anyPort bool
 }
 
 func (b box) local() bool { return b.socket != "" }
@@ -60,6 +62,30 @@ func (b box) baseURL() string {
 		host += ":" + b.port
 	}
 	return "https://" + host
+}
+
+// portHint is for when nobody or somebody else answers at the port.
+func (b box) portHint() string {
+	if !b.anyPort {
+		return ""
+	}
+	return "No port is given, so it was 443; slotfetchd listens on 8443 where nobody has changed that."
+}
+
+// nameHint is for when the host is not known to the DNS: the name of a box may be misspelt.
+func (b box) nameHint(dns *net.DNSError) string {
+	c, err := loadConfig()
+	if _, configured := c.Boxes[b.name]; err != nil || configured || !dns.IsNotFound {
+		return ""
+	}
+	path, err := configFile()
+	switch {
+	case err != nil:
+		return ""
+	case len(c.Boxes) == 0:
+		return fmt.Sprintf("No box is named so in %s either.", path)
+	}
+	return fmt.Sprintf("The boxes in %s are: %s", path, strings.Join(sortedKeys(c.Boxes), ", "))
 }
 
 // String names the box in messages.
@@ -187,13 +213,14 @@ func parseAddress(s string) (box, error) {
 		}
 		address = u.Host
 	}
-	host, port := address, "443"
+	host, port, anyPort := address, "443", true
 	switch {
 	case strings.HasPrefix(address, "[") && strings.HasSuffix(address, "]"):
 		host = address[1 : len(address)-1]
 	case net.ParseIP(address) != nil: // also IPv6 without brackets
 	case strings.Contains(address, ":"):
 		var err error
+		anyPort = false
 		if host, port, err = net.SplitHostPort(address); err != nil {
 			return bad("not HOST:PORT")
 		}
@@ -205,7 +232,7 @@ func parseAddress(s string) (box, error) {
 	if err != nil || n == 0 {
 		return bad("the port is not between 1 and 65535")
 	}
-	return box{name: s, host: strings.ToLower(host), port: strconv.FormatUint(n, 10)}, nil
+	return box{name: s, host: strings.ToLower(host), port: strconv.FormatUint(n, 10), anyPort: anyPort}, nil
 }
 
 func (a *app) completeBoxes(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {

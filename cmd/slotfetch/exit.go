@@ -89,9 +89,21 @@ type errorBody struct {
 	Details map[string]any `json:"details"`
 }
 
+// ofBox is a command in a hint that asks the same box as this run.
+var ofBox = regexp.MustCompile(`with: slotfetch (fetch|ls|show|watch|wait|cancel|prune|slots|whoami)\b`)
+
+// sameBox makes the commands in a hint work as they stand when this run was given its box by a flag.
+func (a *app) sameBox(hint string) string {
+	if a.box == "" {
+		return hint
+	}
+	return ofBox.ReplaceAllString(hint, "with: slotfetch -H "+strings.ReplaceAll(quote(a.box), "$", "$$")+" $1")
+}
+
 func (a *app) printFailure(f *failure) {
+	hint := a.sameBox(f.hint)
 	if a.output == "json" || a.output == "ndjson" {
-		r := errorReport{Code: f.code, Error: errorBody{Type: f.kind, Message: f.message, Details: f.details}, Hint: f.hint}
+		r := errorReport{Code: f.code, Error: errorBody{Type: f.kind, Message: f.message, Details: f.details}, Hint: hint}
 		if r.Error.Details == nil {
 			r.Error.Details = map[string]any{}
 		}
@@ -101,8 +113,8 @@ func (a *app) printFailure(f *failure) {
 		return
 	}
 	fmt.Fprintf(a.stderr, "slotfetch: %s\n", cleanLines(f.message))
-	if f.hint != "" {
-		fmt.Fprintf(a.stderr, "hint: %s\n", cleanLines(f.hint))
+	if hint != "" {
+		fmt.Fprintf(a.stderr, "hint: %s\n", cleanLines(hint))
 	}
 }
 
@@ -140,6 +152,14 @@ func codeOfError(sentence string) int {
 	return exitFailed
 }
 
+// remedyOf puts what the sentence says in terms of the API into ours.
+func remedyOf(sentence string) string {
+	if codeOfError(sentence) != exitNoSpace {
+		return ""
+	}
+	return "See the slots with: slotfetch slots\n      Empty one with: slotfetch slots rm N"
+}
+
 // outcome is nil for a finished fetch and says for any other what became of it.
 func outcome(f api.Fetch) error {
 	details := map[string]any{"key": f.Key, "status": f.Body.Status}
@@ -151,7 +171,7 @@ func outcome(f api.Fetch) error {
 		if sentence == "" {
 			sentence = "The box gave no reason."
 		}
-		return &failure{code: codeOfError(sentence), kind: "FetchFailed", details: details,
+		return &failure{code: codeOfError(sentence), kind: "FetchFailed", details: details, hint: remedyOf(sentence),
 			message: fmt.Sprintf("fetch %s failed: %s", f.Key, sentence)}
 	case "cancelled":
 		return &failure{code: exitFailed, kind: "FetchCancelled", details: details,

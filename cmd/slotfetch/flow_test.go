@@ -149,7 +149,7 @@ func TestKeyPrefix(t *testing.T) {
 		{"3b0", exitUsage, "at least 4"},
 		{"ffff", exitNotFound, "no fetch"},
 		{"zzzz", exitUsage, "not a key"},
-		{strings.Replace(testKey, "3b0a", "ffff", 1), exitNotFound, "There is no fetch"},
+		{strings.Replace(testKey, "3b0a", "ffff", 1), exitNotFound, "there is no fetch"},
 	} {
 		r := invoke(t, "", "show", tt.key, "-o", "id").want(t, tt.code, tt.word)
 		if tt.code == exitOK && r.stdout != testKey+"\n" {

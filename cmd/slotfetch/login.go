@@ -35,8 +35,8 @@ from the first line of stdin. It is never given on the command line, because oth
 could see it there, and it is never stored.
 
 The certificate of the box must verify. When it does not, its fingerprint is shown at the
-first contact: compare it with the one that slotfetchd printed at its first start. Scripts
-give it with --pin.`,
+first contact: compare it with the one that slotfetchd logs on the box at every start
+(journalctl -u slotfetchd). Scripts give it with --pin.`,
 		Example: `  slotfetch login -H 10.0.0.5:8443 --user admin
   slotfetch login -H lab1 --password-file ~/.lab1-password --pin SHA256:5D:41:…
   pass show lab1 | slotfetch login -H lab1 --user admin`,
@@ -227,7 +227,7 @@ func (l *login) store(b box, s session) error {
 	if !s.expires.IsZero() {
 		expires := s.expires.UTC().Truncate(time.Second)
 		doc.Expires = &expires
-		until = ", until " + s.expires.Local().Format("2006-01-02 15:04")
+		until = ", until " + s.expires.Local().Format("2006-01-02 15:04") + " or 20 minutes without use"
 	}
 	return a.show(view{doc: doc, ids: []string{l.user}, text: func(t *page) {
 		t.say("Logged in to %s as %s%s.", b, l.user, until)

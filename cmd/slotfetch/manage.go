@@ -148,8 +148,11 @@ func fetchPage(p *page, f api.Fetch) {
 	p.row("Key:", f.Key)
 	p.row("URL:", b.URL)
 	p.row("Status:", b.Status)
-	if b.Status == "in-progress" || b.BytesDownloaded > 0 {
+	switch {
+	case b.Status == "in-progress":
 		p.row("Progress:", progressText(b))
+	case b.BytesDownloaded > 0:
+		p.row("Progress:", amount(b))
 	}
 	if b.Error != nil {
 		p.row("Error:", *b.Error)

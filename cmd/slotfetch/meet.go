@@ -20,11 +20,11 @@ func (c *client) meet(ctx context.Context, s *errUntrusted) error {
 	case c.firstUse == firstUseFail || !a.canAsk():
 		return &failure{code: exitNetwork, kind: "Untrusted", cause: s, details: map[string]any{"fingerprint": seen},
 			message: fmt.Sprintf("the certificate of %s is not trusted yet: %s.\nFingerprint %s", c.box, s.cause, seen),
-			hint: fmt.Sprintf("Compare the fingerprint with the one slotfetchd printed, then: slotfetch trust %s --pin %s\n"+
+			hint: fmt.Sprintf("Compare the fingerprint with that in the log of the box (journalctl -u slotfetchd), then: slotfetch trust %s --pin %s\n"+
 				"      Or give --pin to slotfetch login.", quote(c.box.name), seen)}
 	default:
 		fmt.Fprintf(a.stderr, "The authenticity of box %s can't be established: %s.\nSHA-256 fingerprint of its certificate:\n  %s\n"+
-			"slotfetchd prints it at its first start.\n", c.box, s.cause, seen)
+			"slotfetchd logs it at every start: journalctl -u slotfetchd\n", c.box, s.cause, seen)
 		yes, err := a.confirm(ctx, "Trust it?")
 		if err != nil {
 			return err

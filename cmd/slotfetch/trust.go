@@ -120,7 +120,7 @@ func parseFingerprint(s string) (string, error) {
 	sum, err := hex.DecodeString(digits)
 	if err != nil || len(sum) != sha256.Size {
 		return "", usage(fmt.Sprintf("%q is not the SHA-256 fingerprint of a certificate", s),
-			"Give 64 hex digits, with or without colons, as slotfetchd prints them at its first start.")
+			"Give 64 hex digits, with or without colons, as slotfetchd logs them at every start.")
 	}
 	return formatFingerprint(sum), nil
 }

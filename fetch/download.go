@@ -313,8 +313,11 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		return d.describe(err, total) // the count stays as it was last seen
+	}
 	d.fl.progress.stream(d.w.Offset(), total, nil)
-	if !errors.Is(context.Cause(ctx), errCancelled) && d.w.Offset() > d.saved {
+	if d.w.Offset() > d.saved {
 		if err := d.checkpoint(); err != nil {
 			return err
 		}

@@ -100,9 +100,11 @@ func lockState(dir string) (*os.File, error) {
 // openStore opens the database. A corrupt one is set aside, never deleted: slots live without it.
 func (d *daemon) openStore() error {
 	path := databaseFile(d.cfg)
-	marker := filepath.Join(d.cfg.StateDir, "seal.key") // made together with the database
-	_, err := os.Stat(marker)
-	must := err == nil
+	lock, err := d.lock.Stat()
+	if err != nil {
+		return fmt.Errorf("cannot look at the lock of the state directory: %w", err)
+	}
+	must := lock.Size() > 0 // what is written below
 	d.store, err = store.Open(path, store.Options{MustExist: must})
 	if must && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, fs.ErrNotExist)) {
 		cause := err
@@ -114,6 +116,9 @@ func (d *daemon) openStore() error {
 		}
 		d.log.Error("the database was unusable; starting with an empty one, slots are untouched", "err", cause, "kept_as", aside)
 		d.store, err = store.Open(path, store.Options{})
+	}
+	if err == nil && !must {
+		_, err = d.lock.WriteString("There is a database beside this file.\n")
 	}
 	return err
 }

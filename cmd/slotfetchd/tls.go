@@ -122,19 +122,24 @@ func selfSigned(dir, certFile, keyFile string) error {
 	return writeSecret(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// writeSecret writes a file of mode 0600 so that it is there whole or not at all.
+// writeSecret writes a file of mode 0600 so that it is there whole or not at all. What a crash may leave half written
+// has a name that the next try uses again. The caller holds the lock of the state directory.
 func writeSecret(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	temp := name + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer os.Remove(temp)
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), name); err != nil {
+	if err := os.Rename(temp, name); err != nil {
 		return err
 	}
 	d, err := os.Open(filepath.Dir(name))

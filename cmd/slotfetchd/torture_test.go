@@ -773,9 +773,16 @@ func TestTortureFirstStart(t *testing.T) {
 		a.admin = strings.TrimSpace(string(password))
 		c := a.loginAdmin(t)
 		c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
-		left, err := filepath.Glob(filepath.Join(a.state, ".new-*"))
-		if err != nil || left != nil {
-			t.Errorf("left behind: %v, %v", left, err)
+		var files []string
+		check(t, filepath.WalkDir(a.state, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() && !strings.HasPrefix(path, a.database()) {
+				files = append(files, strings.TrimPrefix(path, a.state))
+			}
+			return err
+		}))
+		want := []string{"/agent.lock", "/seal.key", "/slots/.lock", "/slots/1/image", "/slots/1/manifest.json", "/tls/tls.crt", "/tls/tls.key"}
+		if !slices.Equal(files, want) {
+			t.Errorf("the state directory has %v, want %v", files, want)
 		}
 		a.stop(t, syscall.SIGTERM)
 	}

@@ -84,6 +84,7 @@ func (d *download) insist(ctx context.Context, what string, change func() error)
 			return err
 		}
 		d.log.Error("cannot record that the fetch is "+what, "err", err)
+		d.fl.progress.beat() // waiting for the database is no hanging
 		d.m.pause(ctx, time.Second)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -169,6 +170,7 @@ func (d *download) record(what string, change func() error) bool {
 		if d.m.ctx.Err() != nil {
 			return true
 		}
+		d.fl.progress.beat()
 		d.m.pause(d.m.ctx, time.Second)
 	}
 }

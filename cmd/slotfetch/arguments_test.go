@@ -14,6 +14,7 @@ func TestMistypedCommands(t *testing.T) {
 		{[]string{"frobnicate"}, []string{"See: slotfetch --help"}},
 		{[]string{"slots", "1"}, []string{`unknown command "1" for "slotfetch slots"`, "See: slotfetch slots --help"}},
 		{[]string{"slots", "delete", "1"}, []string{"Did you mean: slotfetch slots rm\n"}},
+		{[]string{"completion", "tcsh"}, []string{`unknown command "tcsh" for "slotfetch completion"`}},
 		{[]string{"show"}, []string{"slotfetch: show: an argument is missing", "Write: slotfetch show KEY\n"}},
 		{[]string{"slots", "rm"}, []string{"Write: slotfetch slots rm N\n"}},
 		{[]string{"ls", "x"}, []string{`slotfetch: ls takes no argument such as "x"`}},

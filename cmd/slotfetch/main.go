@@ -41,6 +41,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil { // it would answer an unknown shell with its help, and 0
+		c.Args, c.RunE = wantsCommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
 	if err := root.ExecuteContext(ctx); err != nil {
 		return a.report(err)
 	}

@@ -33,6 +33,8 @@ import (
 //	$CONFIG, $FINGERPRINT, $ADMIN
 //	                     its configuration, its certificate, the file with the first password
 //	$SOURCE/a.iso, /b.iso    two images of which SHA256SUMS and $DIGEST know the first
+//	$SOURCE/private.iso  the image of a.iso, for ann with the password secret
+//	$SECURE/a.iso        the same by HTTPS, signed by ca.pem
 //	$SOURCE/slow.iso     the image of a.iso; after its first half nothing more comes until the script says release
 //	$PLAIN, $OTHER       a server of plain HTTP, and one of HTTPS that is no box
 //
@@ -132,6 +134,10 @@ allow = ["127.0.0.0/8"]
 	source := fetchtest.NewHTTP(t, nil)
 	source.Handle("/a.iso", fetchtest.Whole(img).Serve)
 	source.Handle("/b.iso", fetchtest.Whole(fetchtest.NewImage(2, 200_000)).Serve)
+	source.Handle("/private.iso", fetchtest.Protected("ann", "secret", fetchtest.Whole(img).Serve))
+	ca := fetchtest.NewCA()
+	secure := fetchtest.NewHTTP(t, ca.TLS(fetchtest.Good))
+	secure.Handle("/a.iso", fetchtest.Whole(img).Serve)
 	gate := make(chan struct{})
 	s.open = sync.OnceFunc(func() { close(gate) })
 	source.Handle("/slow.iso", func(x *fetchtest.Exchange) {
@@ -147,7 +153,9 @@ allow = ["127.0.0.0/8"]
 		f.Serve(x)
 	})
 	sums := fmt.Sprintf("%064d  other.iso\n%s  a.iso\n%[2]s *slow.iso\n", 1, img.SHA256())
-	if err := os.WriteFile(filepath.Join(e.WorkDir, "SHA256SUMS"), []byte(sums), 0o600); err != nil {
+	err = errors.Join(os.WriteFile(filepath.Join(e.WorkDir, "SHA256SUMS"), []byte(sums), 0o600),
+		os.WriteFile(filepath.Join(e.WorkDir, "ca.pem"), ca.PEM, 0o600))
+	if err != nil {
 		return err
 	}
 	plain := httptest.NewServer(http.NotFoundHandler())
@@ -160,7 +168,7 @@ allow = ["127.0.0.0/8"]
 		"GORACE": "atexit_sleep_ms=10", // the race detector's second at each exit adds up
 		"CONFIG": filepath.Join(dir, "agent.toml"), "ADMIN": filepath.Join(dir, "state", "initial-admin-password"),
 		"BOX": s.box, "SOCKET": "unix://" + filepath.Join(dir, "s"), "SOCKET_PATH": filepath.Join(dir, "s"),
-		"SOURCE": source.URL, "DIGEST": img.SHA256(),
+		"SOURCE": source.URL, "SECURE": secure.URL, "DIGEST": img.SHA256(),
 		"PLAIN": plain.Listener.Addr().String(), "OTHER": other.Listener.Addr().String(),
 		"JAR": filepath.Join(e.WorkDir, ".local/state/slotfetch/cookies", strings.Replace(s.box, ":", "_", 1)+".txt"),
 	} {

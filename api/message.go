@@ -143,7 +143,7 @@ type SlotBody struct {
 	FetchedAt *string `json:"fetched_at"`
 	// VolumeID is the ISO 9660 volume identifier, empty when the image is no ISO.
 	VolumeID string `json:"volume_id"`
-	// State is ok, or not-iso when the image is no ISO 9660 file system.
+	// State is ok, not-iso when the image is no ISO 9660 file system, or damaged when the slot is not whole.
 	State string `json:"state"`
 }
 
@@ -201,17 +201,23 @@ type Info struct {
 	Meta InfoMeta `json:"meta"`
 }
 
-// InfoBody says what box this is. The last three are only for a caller with a session.
+// InfoBody says what box this is.
 type InfoBody struct {
 	Hostname    string `json:"hostname"`
 	Domainname  string `json:"domainname"`
 	Nickname    string `json:"nickname"`
 	SupportLink string `json:"support_link"`
 
+	// InfoSession is nil, and its keys are absent, for a caller without a session.
+	*InfoSession
+}
+
+// InfoSession is what strangers are not told of a box.
+type InfoSession struct {
 	// Version and FirmwareVersion are the version of the current slot, null when no slot is current.
-	Version         *string `json:"version,omitempty"`
-	FirmwareVersion *string `json:"firmware_version,omitempty"`
-	AgentVersion    string  `json:"agent_version,omitempty"`
+	Version         *string `json:"version"`
+	FirmwareVersion *string `json:"firmware_version"`
+	AgentVersion    string  `json:"agent_version"`
 }
 
 // InfoMeta carries the seconds until the caller's session ends if it stays idle; 0 without a session.

@@ -56,7 +56,7 @@ func (d *daemon) handleInfo(r *http.Request) (api.Reply, error) {
 	reply.Body.Hostname, reply.Body.Domainname, _ = strings.Cut(name, ".")
 	if p, ok := api.PrincipalFrom(r.Context()); ok {
 		reply.Meta.RemainingSeconds = p.RemainingSeconds
-		reply.Body.AgentVersion = version
+		reply.Body.InfoSession = &api.InfoSession{AgentVersion: version}
 		list, err := d.slots.List()
 		if err != nil {
 			return api.Reply{}, err

@@ -21,7 +21,8 @@ import (
 )
 
 // TestSPS is the acceptance checklist of the SPS dialect, item by item, against the real program. Not here are items
-// that need a clock or a hook (7, 30, 31), and those of routes to come: test, upgrade and upload (35 to 38).
+// that need a clock or a hook (7, 30, 31), and those of routes to come: test, upgrade and upload (35, 36, 38; of 37 the
+// reboot).
 func TestSPS(t *testing.T) {
 	t.Parallel()
 	for _, item := range []struct {
@@ -56,6 +57,7 @@ func TestSPS(t *testing.T) {
 		{"32 prune", prune},
 		{"33 slots", listSlots},
 		{"34 protected slots", protectedSlots},
+		{"37 info", info},
 		{"39 wrong method and unknown path", wrongMethod},
 		{"40 SIGKILL", killed},
 	} {
@@ -516,6 +518,24 @@ func protectedSlots(t *testing.T) {
 	}
 	c.do(t, "DELETE", slotsPath+"/3", "").fails(t, 404, "ResourceNotFound", "")
 	c.do(t, "DELETE", slotsPath+"/99", "").fails(t, 404, "ResourceNotFound", "")
+}
+
+func info(t *testing.T) {
+	a := startAgent(t, "")
+	c := a.loginAdmin(t)
+	if body := a.stranger(t).do(t, "GET", "/api/info", "").want(t, 200).keys("body"); len(body) != 4 {
+		t.Errorf("a stranger sees %v", body)
+	}
+	r := c.do(t, "GET", "/api/info", "").want(t, 200).is(t, "body.agent_version", "dev")
+	for _, key := range []string{"version", "firmware_version"} {
+		if v, ok := r.keys("body")[key]; !ok || v != nil {
+			t.Errorf("%s should be there and null while no slot is current: %s", key, r.raw)
+		}
+	}
+	slot := c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished").str("meta.slot")
+	check(t, os.WriteFile(filepath.Join(a.state, "slots", "boot.json"), []byte(`{"current":1,"after_reboot":1}`), 0o644))
+	version := c.do(t, "GET", slot, "").want(t, 200).str("body.version")
+	c.do(t, "GET", "/api/info", "").want(t, 200).is(t, "body.version", version, "body.firmware_version", version)
 }
 
 func wrongMethod(t *testing.T) {

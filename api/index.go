@@ -10,7 +10,7 @@ import (
 // spellings.
 func IndexRoutes(table []Route) []Route {
 	routes := []Route{
-		{http.MethodGet, "/api", Viewer, index("/api", "", "authentication", "firmware", "info", "setup", "user_info")},
+		{http.MethodGet, "/api", Viewer, index("/api", "", "authentication", "firmware", "info", "openapi.yaml", "setup", "user_info")},
 		{http.MethodGet, "/api/firmware", Viewer, index("/api/firmware", "/api", "fetch", "slots", "test", "upgrade")},
 	}
 	for _, path := range []string{"/api/user_info", "/api/user/info", "/api/userinfo"} {

@@ -1,0 +1,23 @@
+package api
+
+import (
+	"bytes"
+	_ "embed"
+	"net/http"
+	"strconv"
+)
+
+// openAPI describes every route of the agent. Tests hold it against the table of routes, the shapes in message.go and
+// what the agent answers.
+//
+//go:embed openapi.yaml
+var openAPI []byte
+
+// OpenAPIRoute serves the description of the API, OpenAPI 3.1 as YAML (RFC 9512), with version as its info.version. It
+// is public: it holds no secret, and tools that read it cannot log in.
+func OpenAPIRoute(version string) Route {
+	text := bytes.Replace(openAPI, []byte("\n  version: dev\n"), []byte("\n  version: "+strconv.Quote(version)+"\n"), 1)
+	return Route{http.MethodGet, "/api/openapi.yaml", Public, func(*http.Request) (Reply, error) {
+		return Reply{Body: text, ContentType: "application/yaml"}, nil
+	}}
+}

@@ -1,0 +1,241 @@
+package api_test
+
+import (
+	"context"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"slotfetch/api"
+)
+
+// description loads what the agent serves.
+func description(t *testing.T, version string) *openapi3.T {
+	t.Helper()
+	reply, err := api.OpenAPIRoute(version).Handler(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := openapi3.NewLoader().LoadFromData(reply.Body.([]byte))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+func TestDescriptionIsValid(t *testing.T) {
+	for _, version := range []string{"dev", "1.10", `1.2~rc1+"x"`} {
+		doc := description(t, version)
+		if err := doc.Validate(context.Background()); err != nil { // examples too
+			t.Error(err)
+		}
+		if doc.Info.Version != version {
+			t.Errorf("version %q, want %q", doc.Info.Version, version)
+		}
+	}
+}
+
+// TestDescriptionIsComplete is about what validators leave to taste: texts, roles, closed objects.
+func TestDescriptionIsComplete(t *testing.T) {
+	doc := description(t, "dev")
+	responses := maps.Clone(doc.Components.Responses)
+	ids := map[string]bool{}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			what := method + " " + path
+			if op.Summary == "" || op.Description == "" || op.OperationID == "" || ids[op.OperationID] || len(op.Tags) != 1 || op.Security == nil {
+				t.Errorf("%s: summary, description, operationId of its own, one tag and security are wanted", what)
+			}
+			ids[op.OperationID] = true
+			for status, r := range op.Responses.Map() {
+				responses[what+" "+status] = r
+				if _, ok := r.Value.Extensions["x-error-types"]; ok != (status >= "400") {
+					t.Errorf("%s %s: x-error-types: %v", what, status, ok)
+				}
+			}
+			for _, status := range []string{"500", "503"} { // these any route may give
+				if op.Responses.Value(status) == nil {
+					t.Errorf("%s: no %s", what, status)
+				}
+			}
+			session := op.Security != nil && len(*op.Security) == 1 && len((*op.Security)[0]) == 1 && (*op.Security)[0]["session"] != nil
+			if public := op.Extensions["x-role"] == "public"; !public && (!session || op.Responses.Value("401") == nil) {
+				t.Errorf("%s needs a session, so security and a 401", what)
+			}
+		}
+	}
+	for what, r := range responses {
+		if r.Value.Headers["X-Request-ID"] == nil || len(r.Value.Content) != 1 {
+			t.Errorf("%s: X-Request-ID and one content type are wanted", what)
+		}
+		for _, content := range r.Value.Content {
+			if content.Schema == nil {
+				t.Errorf("%s: no schema", what)
+			}
+		}
+	}
+	for name := range doc.Components.Parameters { // generators make one type of each
+		if doc.Components.Schemas[name] != nil || doc.Components.Responses[name] != nil {
+			t.Errorf("the parameter %s has the name of a schema or a response", name)
+		}
+	}
+	for name, s := range doc.Components.Schemas {
+		if doc.Components.Responses[name] != nil {
+			t.Errorf("the schema %s has the name of a response", name)
+		}
+		closed := s.Value.AdditionalProperties.Has != nil && !*s.Value.AdditionalProperties.Has
+		if s.Value.Type.Is("object") && closed == slices.Contains(requests, name) {
+			t.Errorf("%s: additionalProperties false is %v; it has to be in replies, and only there", name, closed)
+		}
+		if s.Value.Description == "" {
+			t.Errorf("%s: no description", name)
+		}
+	}
+}
+
+// requests are the schemas of what clients send. Unknown keys are ignored there.
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS"}
+
+// shapes says by which schemas a shape of message.go is described. A struct of which some keys depend on the place
+// has one for each.
+var shapes = map[reflect.Type][]string{
+	reflect.TypeFor[api.Meta]():         {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta"},
+	reflect.TypeFor[api.MetaOnly]():     {"MetaOnly"},
+	reflect.TypeFor[api.Accepted]():     {"Accepted"},
+	reflect.TypeFor[api.Fetch]():        {"Fetch", "FetchItem"},
+	reflect.TypeFor[api.FetchBody]():    {"FetchBody"},
+	reflect.TypeFor[api.FetchList]():    {"FetchList"},
+	reflect.TypeFor[api.FetchRequest](): {"FetchRequest"},
+	reflect.TypeFor[api.Checksum]():     {"Checksum"},
+	reflect.TypeFor[api.Credentials]():  {"Credentials"},
+	reflect.TypeFor[api.TLS]():          {"TLS"},
+	reflect.TypeFor[api.Slot]():         {"Slot", "SlotItem"},
+	reflect.TypeFor[api.SlotBody]():     {"SlotBody"},
+	reflect.TypeFor[api.SlotList]():     {"SlotList"},
+	reflect.TypeFor[api.SlotsSummary](): {"SlotsSummary"},
+	reflect.TypeFor[api.SlotsMeta]():    {"SlotsMeta"},
+	reflect.TypeFor[api.Index]():        {"ApiIndex", "FirmwareIndex"},
+	reflect.TypeFor[api.IndexItem]():    {"IndexItem"},
+	reflect.TypeFor[api.Info]():         {"Info"},
+	reflect.TypeFor[api.InfoBody]():     {"InfoBody"},
+	reflect.TypeFor[api.InfoSession]():  nil, // a part of InfoBody
+	reflect.TypeFor[api.InfoMeta]():     {"InfoMeta"},
+	reflect.TypeFor[api.Setup]():        {"Setup"},
+	reflect.TypeFor[api.UserInfo]():     {"UserInfo"},
+	reflect.TypeFor[api.UserName]():     {"UserName"},
+	reflect.TypeFor[api.Endpoint]():     {"Endpoint"},
+	reflect.TypeFor[api.LoginMethods](): {"LoginMethods"},
+	reflect.TypeFor[api.LoginMethod]():  {"LoginMethod"},
+	reflect.TypeFor[api.ErrorReply]():   {"ErrorReply"},
+	reflect.TypeFor[api.ErrorBody]():    {"ErrorBody"},
+}
+
+// TestShapesAreDescribed holds message.go and the schemas against each other, key by key.
+func TestShapesAreDescribed(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "message.go", nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for shape := range shapes {
+		known[shape.Name()] = true
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if s, ok := n.(*ast.TypeSpec); ok && s.Name.IsExported() && !known[s.Name.Name] {
+			t.Errorf("%s has no schema", s.Name.Name)
+		}
+		return true
+	})
+
+	schemas := description(t, "dev").Components.Schemas
+	for shape, names := range shapes {
+		described := map[string]bool{}
+		for _, name := range names {
+			s := schemas[name]
+			if s == nil {
+				t.Fatalf("there is no schema %s", name)
+			}
+			keys := map[string]bool{}
+			for _, f := range reflect.VisibleFields(shape) {
+				if f.Anonymous {
+					continue
+				}
+				key, option, _ := strings.Cut(f.Tag.Get("json"), ",")
+				keys[key] = true
+				p := s.Value.Properties[key]
+				if p == nil {
+					if option == "" {
+						t.Errorf("%s has no %s of %v", name, key, shape)
+					}
+					continue
+				}
+				described[key] = true
+				// An optional pointer is absent rather than null.
+				if why := differs(f.Type, p, option == ""); why != "" {
+					t.Errorf("%s.%s: %s, but %v.%s is a %v", name, key, why, shape, f.Name, f.Type)
+				}
+				optional := len(f.Index) > 1 || slices.Contains(requests, name) || name == "SlotBody"
+				if option == "" && !optional && !slices.Contains(s.Value.Required, key) {
+					t.Errorf("%s.%s is always there, so required", name, key)
+				}
+				if all := s.Value.DependentRequired; option == "" && optional && all != nil && all[key] == nil {
+					t.Errorf("%s.%s comes with others, so in dependentRequired", name, key)
+				}
+			}
+			for key := range s.Value.Properties {
+				if !keys[key] {
+					t.Errorf("%s.%s is not in %v", name, key, shape)
+				}
+			}
+		}
+		for _, f := range reflect.VisibleFields(shape) {
+			if key, _, _ := strings.Cut(f.Tag.Get("json"), ","); !f.Anonymous && names != nil && !described[key] {
+				t.Errorf("%s of %v is in none of %v", key, shape, names)
+			}
+		}
+	}
+}
+
+// differs says why a value of typ is not what s describes; empty if it is.
+func differs(typ reflect.Type, s *openapi3.SchemaRef, nullable bool) string {
+	null := false
+	if typ.Kind() == reflect.Pointer {
+		typ, null = typ.Elem(), nullable
+	}
+	want := ""
+	switch typ.Kind() {
+	case reflect.String:
+		want = "string"
+	case reflect.Bool:
+		want = "boolean"
+	case reflect.Int, reflect.Int64:
+		want = "integer"
+	case reflect.Slice:
+		want = "array"
+		if s.Value.Items != nil {
+			if why := differs(typ.Elem(), s.Value.Items, false); why != "" {
+				return "items: " + why
+			}
+		}
+	case reflect.Map:
+		want = "object"
+	case reflect.Struct:
+		want = "object"
+		name := s.Ref[strings.LastIndex(s.Ref, "/")+1:]
+		if !slices.Contains(shapes[typ], name) {
+			return fmt.Sprintf("refers to %q", s.Ref)
+		}
+	}
+	if !s.Value.Type.Includes(want) || s.Value.Type.Includes("null") != null || (typ.Kind() == reflect.Int64) != (s.Value.Format == "int64") {
+		return fmt.Sprintf("%v %s", *s.Value.Type, s.Value.Format)
+	}
+	return ""
+}

@@ -263,7 +263,7 @@ type reply struct {
 	json   any
 }
 
-// do makes one request; header is names and values by turns.
+// do makes one request; header is names and values by turns. The answer has to be as the description of the API says.
 func (c *client) do(t *testing.T, method, path, body string, header ...string) reply {
 	t.Helper()
 	var in io.Reader
@@ -284,7 +284,10 @@ func (c *client) do(t *testing.T, method, path, body string, header ...string) r
 	raw, err := io.ReadAll(resp.Body)
 	check(t, err)
 	a := reply{what: method + " " + path, code: resp.StatusCode, header: resp.Header, raw: string(raw)}
-	if len(raw) > 0 {
+	if err := conforms(r, body, a.code, a.header, a.raw); err != nil {
+		t.Errorf("%s: not as described: %v: %d %s", a.what, err, a.code, a.raw)
+	}
+	if len(raw) > 0 && a.header.Get("Content-Type") == "application/json" {
 		if err := json.Unmarshal(raw, &a.json); err != nil {
 			t.Fatalf("%s: %v in %q", a.what, err, raw)
 		}

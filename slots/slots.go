@@ -104,9 +104,10 @@ func (s *Slots) open() error {
 	if s.root, err = os.OpenRoot(s.cfg.Dir); err != nil {
 		return err
 	}
-	s.lock, err = s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	// For reading, which is enough to lock: an idle agent is no reason why the file system cannot be remounted.
+	s.lock, err = s.root.OpenFile(lockFile, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		s.lock, err = openRegular(s.root, lockFile, os.O_RDWR)
+		s.lock, err = openRegular(s.root, lockFile, os.O_RDONLY)
 	}
 	if err != nil {
 		return err

@@ -71,7 +71,11 @@ func Open(cfg Config) (*Auth, error) {
 	base := cfg.Now()
 	now := func() time.Time { return base.Add(cfg.Now().Sub(base)) }
 	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), dummy: HashPassword(rand.Text()), seen: map[string]*use{}}
-	if err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime)); err != nil {
+	err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime))
+	switch {
+	case store.Full(err) || store.Busy(err):
+		cfg.Log.Warn("cannot remove old sessions; they end when they are used", "err", err)
+	case err != nil:
 		return nil, err
 	}
 	return a, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"syscall"
 	"time"
 
 	"slotfetch/fetch/source"
@@ -186,6 +187,9 @@ func (d *download) explain(err error) *source.Error {
 		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: fmt.Sprintf(
 			"Not enough space: needs %d bytes, %d are free beside the reserve. Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again.",
 			space.Needed, space.Free)}
+	case isWrite(err) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):
+		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: "Not enough space: the disk is full, or has no room for another file. " +
+			"Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again."}
 	case isWrite(err):
 		return &source.Error{Code: "disk", Class: source.Human, Err: err,
 			Message: "The image could not be written to the disk. Check the disk and the slots directory; the agent's journal has the details."}

@@ -69,7 +69,7 @@ type flight struct {
 	cancel   context.CancelCauseFunc
 }
 
-// Open brings rows and disk together and starts the workers.
+// Open brings rows and disk together and starts the workers, which have to wait if the database cannot be written yet.
 func Open(cfg Config) (*Manager, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -92,7 +92,15 @@ func Open(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), flights: map[string]*flight{}, changed: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
-	if err := m.recover(); err != nil {
+	recovered := make(chan struct{})
+	err := m.recover()
+	switch {
+	case err == nil:
+		close(recovered)
+	case store.Full(err) || store.Busy(err):
+		// Nobody could make room through an agent that does not start.
+		m.group.Go(func() { m.recoverLater(err, recovered) })
+	default:
 		return nil, err
 	}
 	for range cfg.Workers {
@@ -101,9 +109,30 @@ func Open(cfg Config) (*Manager, error) {
 			m.Close()
 			return nil, err
 		}
-		m.group.Go(func() { m.work(p) })
+		m.group.Go(func() {
+			select {
+			case <-recovered:
+				m.work(p)
+			case <-m.ctx.Done():
+				p.close() //nolint:errcheck // unmapping at the end has no consequence
+			}
+		})
 	}
 	return m, nil
+}
+
+// recoverLater repeats what the database did not take, and lets the workers begin once it does.
+func (m *Manager) recoverLater(err error, recovered chan<- struct{}) {
+	for err != nil {
+		m.cfg.Log.Error("cannot recover fetches; no fetch runs until it can be done", "err", err)
+		m.pause(m.ctx, time.Second)
+		if m.ctx.Err() != nil {
+			return
+		}
+		err = m.recover()
+	}
+	close(recovered)
+	m.notify()
 }
 
 // Close stops the workers and waits: partials and checkpoints are kept, the rows are queued again.

@@ -262,6 +262,23 @@ func TestLockedDatabase(t *testing.T) {
 	if left := a.partials(t); left != nil {
 		t.Errorf("left behind: %v", left)
 	}
+
+	// A start meanwhile: the agent serves, and recovers when it can.
+	running = c.fetch(t, slow, small.SHA256())
+	server.Next(t)
+	c.awaitPhase(t, running, "downloading")
+	a.stop(t, syscall.SIGKILL)
+	_, err = db.Exec("BEGIN EXCLUSIVE")
+	check(t, err)
+	a.start(t)
+	c.do(t, "GET", running, "").want(t, 200).is(t, "body.status", "in-progress")
+	if log := a.log.String(); !strings.Contains(log, "no fetch runs until it can be done") {
+		t.Error("the log does not tell")
+	}
+	_, err = db.Exec("ROLLBACK")
+	check(t, err)
+	server.Next(t).Release()
+	c.awaitStatus(t, running, "finished")
 }
 
 // TestSharedSlots: two agents with a state directory each must not share their slots.

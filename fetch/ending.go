@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"syscall"
 	"time"
@@ -128,7 +129,12 @@ func (d *download) fail(err error) {
 	e := d.explain(err)
 	downloaded, total, tls := d.fl.progress.counts()
 	d.abort()
-	d.log.Error("fetch failed", "code", e.Code, "err", err, "cause", errors.Unwrap(e))
+	attrs := []any{"code", e.Code, "err", err}
+	// Of what is behind a source's sentence only the network's error is told: a server may repeat passwords and URLs.
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		attrs = append(attrs, "cause", op)
+	}
+	d.log.Error("fetch failed", attrs...)
 	if !d.record("failed", func() error {
 		_, err := d.m.cfg.Store.Fail(d.f.Key, e.Code, e.Message, downloaded, total, tls)
 		return err

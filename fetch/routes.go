@@ -165,7 +165,7 @@ func (m *Manager) document(f store.Fetch, parent string) api.Fetch {
 		b.Phase = &phase
 	}
 	if r := f.BytesPerSecond; r != nil && *r > 0 && f.Phase == store.Downloading && f.BytesTotal > 0 {
-		eta := (f.BytesTotal - f.BytesDownloaded + *r - 1) / *r
+		eta := (max(f.BytesTotal-f.BytesDownloaded, 0) + *r - 1) / *r // a source may send more than it announced, for a moment
 		b.ETASeconds = &eta
 	}
 	d := api.Fetch{Key: f.Key, Body: b, Meta: api.Meta{Href: path + "/" + f.Key, Parent: parent}}

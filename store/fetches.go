@@ -143,7 +143,7 @@ func (s *Store) Enqueue(f Fetch, by Actor) (Fetch, error) {
 
 // Claim hands the oldest queued fetch to a worker; ok is false when there is none.
 func (s *Store) Claim() (f Fetch, ok bool, err error) {
-	f, err = s.writeFetch(`UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = coalesce(start_time, ?)
+	f, err = s.writeFetch(`UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = coalesce(start_time, max(created_at, ?))
 		WHERE status = 'queued' AND seq = (SELECT min(seq) FROM fetches WHERE status = 'queued') RETURNING `+fetchColumns, millis(s.now()))
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -208,8 +208,10 @@ func (s *Store) BeginInstall(key string, size int64, tlsVerified *bool) (Fetch, 
 	return s.change("begin to install", key, `phase = 'installing', bytes_downloaded = ?, bytes_total = ?, tls_verified = ?`, running, size, size, tlsVerified)
 }
 
-// final is what every final status has in common. The checkpoint goes with the partial, the secrets for good.
-const final = `phase = NULL, cancel_requested = 0, secrets = NULL, cp_offset = 0, cp_state = NULL, cp_validator = NULL, cp_source = NULL, cp_clean = 0, end_time = ?`
+// final is what every final status has in common. The checkpoint goes with the partial, the secrets for good. A clock
+// that was set back meanwhile makes no fetch end before its start.
+const final = `phase = NULL, cancel_requested = 0, secrets = NULL, cp_offset = 0, cp_state = NULL, cp_validator = NULL, cp_source = NULL, cp_clean = 0,
+	end_time = max(?, coalesce(start_time, created_at))`
 
 // Finish records that the image is in slot. rate is the average in bytes a second, nil if unknown.
 func (s *Store) Finish(key string, slot int, rate *int64) (Fetch, error) {

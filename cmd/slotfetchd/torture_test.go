@@ -361,7 +361,7 @@ func (x *torture) unfinished() int {
 	return n
 }
 
-// any is a key that nobody prunes yet; rarely one that is final.
+// any takes a key for the caller to delete, which nobody else does at the time; rarely one that is final.
 func (x *torture) any(rng *rand.Rand) string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -375,7 +375,9 @@ func (x *torture) any(rng *rand.Rand) string {
 		return ""
 	}
 	slices.Sort(keys)
-	return keys[rng.IntN(len(keys))]
+	key := keys[rng.IntN(len(keys))]
+	x.orders[key].pruning = true // perhaps: the answer tells
+	return key
 }
 
 // post orders an image, at times with a digest that nothing has.
@@ -407,16 +409,13 @@ func (x *torture) post(rng *rand.Rand, i int) {
 
 // remove cancels or prunes, whatever it finds.
 func (x *torture) remove(key string) {
-	x.mu.Lock()
-	o := x.orders[key]
-	o.pruning = true // perhaps: the answer tells
-	x.mu.Unlock()
 	r, err := x.c.try("DELETE", fetches+"/"+key, "")
 	if err != nil {
 		return
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	o := x.orders[key]
 	switch status := r.str("body.status"); {
 	case r.code == 202, r.code == 200 && status == "cancelled":
 		o.cancel, o.pruning = true, false
@@ -426,7 +425,6 @@ func (x *torture) remove(key string) {
 		o.pruned = true
 	case r.code == 503:
 		o.pruning = false
-	case r.code == 404 && o.pruned: // by another DELETE
 	case r.code == 200 && status != "queued" && status != "":
 		x.t.Errorf("%s: %s", r.what, r.raw)
 	default:

@@ -58,6 +58,11 @@ type Manager struct {
 	group  sync.WaitGroup
 	wake   chan struct{}
 
+	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
+	claiming sync.Mutex
+	claimed  map[string]bool // by the workers, until they are done with it
+	unsure   bool            // a claim failed, and may be durable all the same
+
 	mu      sync.Mutex
 	flights map[string]*flight
 	changed chan struct{} // closed and replaced at every change of a fetch
@@ -90,7 +95,7 @@ func Open(cfg Config) (*Manager, error) {
 	if len(cfg.SealKey) != SealKeySize {
 		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
 	}
-	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), flights: map[string]*flight{}, changed: make(chan struct{})}
+	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	recovered := make(chan struct{})
 	err := m.recover()
@@ -288,7 +293,7 @@ func (m *Manager) Stuck(limit time.Duration) (key string, stuck bool) {
 func (m *Manager) work(p *pipeline) {
 	defer p.close() //nolint:errcheck // unmapping at the end has no consequence
 	for m.ctx.Err() == nil {
-		f, ok, err := m.cfg.Store.Claim()
+		f, ok, err := m.claim()
 		if err != nil {
 			m.cfg.Log.Error("cannot claim a fetch", "err", err)
 			m.pause(m.ctx, time.Second)
@@ -307,7 +312,33 @@ func (m *Manager) work(p *pipeline) {
 		default:
 		}
 		m.fly(p, f)
+		m.claiming.Lock()
+		delete(m.claimed, f.Key)
+		m.claiming.Unlock()
 	}
+}
+
+// claim hands the oldest queued fetch to a worker; ok is false when there is none. After an error it first looks for a
+// fetch that was claimed in spite of it: nobody has it in hand, and it would stay in progress for ever.
+func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
+	m.claiming.Lock()
+	defer m.claiming.Unlock()
+	if m.unsure {
+		err = m.cfg.Store.Unfinished(m.ctx, func(row store.Fetch) error {
+			if row.Status == store.InProgress && !ok && !m.claimed[row.Key] {
+				f, ok = row, true
+			}
+			return nil
+		})
+	}
+	if err == nil && !ok {
+		f, ok, err = m.cfg.Store.Claim()
+		m.unsure = err != nil
+	}
+	if ok {
+		m.claimed[f.Key] = true
+	}
+	return f, ok, err
 }
 
 // fly runs one claimed fetch to its end. The flight is registered before the row is read again, so that a DELETE

@@ -1,16 +1,20 @@
 package fetch_test
 
 import (
+	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	_ "github.com/mattn/go-sqlite3"
 
 	"slotfetch/fetch"
 	"slotfetch/fetch/fetchtest"
@@ -326,3 +330,55 @@ func TestStopWhileReadingAgain(t *testing.T) {
 		t.Errorf("got %s, %+v, %v", f.Status, f.Checkpoint, err)
 	}
 }
+
+// TestLostClaim has a claim that reports an error and is durable all the same, as a COMMIT may be: the fetch must not
+// stay in progress with nobody working on it. Here it is another connection that makes the claim.
+func TestLostClaim(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(63, 64<<10)
+	c := &crashed{t: t, dir: t.TempDir(), url: fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve), img: img}
+	var err error
+	if c.store, err = store.Open(filepath.Join(c.dir, "slotfetch.db"), store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	c.row(recoverKey)
+	c.row(otherKey)
+	c.do(nil, c.store.Close())
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(c.dir, "slotfetch.db"))
+	c.do(nil, err)
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	c.do(db.Exec("BEGIN IMMEDIATE"))
+
+	failed := make(chan struct{})
+	b := newBox(t, c.dir, func(cfg *fetch.Config) {
+		cfg.Log = slog.New(&awaited{Handler: cfg.Log.Handler(), message: "cannot claim a fetch", seen: failed})
+	})
+	fetchtest.Await(t, "the claim to fail", failed)
+	c.do(db.Exec("UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = created_at WHERE key = ?", recoverKey))
+	c.do(db.Exec("COMMIT"))
+	for _, key := range []string{recoverKey, otherKey} {
+		if f := b.until(key, final); f.Status != store.Finished || f.Attempts != 1 {
+			t.Errorf("got %+v", f)
+		}
+	}
+}
+
+// awaited closes seen at the first record with the message.
+type awaited struct {
+	slog.Handler
+	message string
+	seen    chan struct{}
+	once    sync.Once
+}
+
+func (h *awaited) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h *awaited) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == h.message {
+		h.once.Do(func() { close(h.seen) })
+	}
+	return nil
+}
+
+func (h *awaited) WithAttrs([]slog.Attr) slog.Handler { return h }

@@ -29,6 +29,9 @@ func (r Retry) withDefaults() Retry {
 
 // delay is the pause after the given round (from 1), at least what the server asked for.
 func (r Retry) delay(round int, asked time.Duration) time.Duration {
-	most := min(r.Max, r.Initial<<min(round-1, 20))
+	most := r.Max
+	if doubled := min(round-1, 62); r.Initial < r.Max>>doubled { // else it is more, or more than fits
+		most = r.Initial << doubled
+	}
 	return max(asked, most/2+rand.N(most/2+1))
 }

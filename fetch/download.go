@@ -158,7 +158,7 @@ func (d *download) plan(secrets Secrets) error {
 			}
 		}
 		d.candidates = append(d.candidates, candidate{url: raw, req: source.Request{URL: u, Credentials: cred,
-			Verify: verify, CA: []byte(d.f.TLSCA), Digest: d.f.SHA256 != ""}})
+			Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256}})
 	}
 	return nil
 }

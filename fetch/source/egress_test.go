@@ -253,7 +253,7 @@ func TestProxyTLS(t *testing.T) {
 					cfg := patient()
 					url := strings.Replace(proxy.URL, "127.0.0.1", host, 1)
 					cfg.Proxy = &httpproxy.Config{HTTPProxy: url, HTTPSProxy: url}
-					req := source.Request{URL: parse(t, target+"://images.example/x.iso"), Digest: true, Verify: source.VerifyNever}
+					req := source.Request{URL: parse(t, target+"://images.example/x.iso"), SHA256: image.SHA256(), Verify: source.VerifyNever}
 					s, err := client(t, cfg).Open(t.Context(), req, 0, source.Validator{})
 					if kind != fetchtest.Good {
 						want := "The certificate of " + host + " could not be verified: " + reasons[kind] + " Give tls.ca, or tls.verify=false."

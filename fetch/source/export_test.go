@@ -2,6 +2,7 @@ package source
 
 // For tests of what reads foreign bytes.
 var (
-	ContentRange = contentRange
-	RetryAfter   = retryAfter
+	ContentRange    = contentRange
+	AnnouncedSHA256 = announcedSHA256
+	RetryAfter      = retryAfter
 )

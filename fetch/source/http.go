@@ -27,7 +27,7 @@ func (c *Client) openHTTP(ctx context.Context, req Request, offset int64, v Vali
 			return nil, err
 		}
 		if !isRedirect(resp.StatusCode) {
-			s, err := c.streamHTTP(resp, u, offset, v)
+			s, err := c.streamHTTP(resp, u, req.SHA256, offset, v)
 			if err != nil {
 				resp.Body.Close()
 				done()
@@ -107,6 +107,7 @@ func (c *Client) get(ctx context.Context, u *url.URL, cred *Credentials, t *trus
 	r.Header.Set("User-Agent", c.cfg.UserAgent)
 	r.Header.Set("Accept", "*/*")
 	r.Header.Set("Accept-Encoding", "identity")
+	r.Header.Set("Want-Repr-Digest", wantDigest)
 	if cred != nil {
 		r.SetBasicAuth(cred.Username, cred.Password)
 	}
@@ -185,12 +186,15 @@ func proxyAuthError() *Error {
 }
 
 // streamHTTP turns an answer that is no redirect into a stream, or says why it is none.
-func (c *Client) streamHTTP(resp *http.Response, u *url.URL, offset int64, v Validator) (*Stream, error) {
+func (c *Client) streamHTTP(resp *http.Response, u *url.URL, sha256 string, offset int64, v Validator) (*Stream, error) {
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return nil, statusError(resp, u)
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return nil, &Error{Code: "encoding", Class: Permanent, Message: "The server insists on a content encoding, though the image was asked for as it is."}
+	}
+	if err := checkDigest(resp.Header, sha256); err != nil {
+		return nil, err
 	}
 	got := Validator{ETag: strongETag(resp.Header.Get("ETag")), Modified: modified(resp.Header), Size: resp.ContentLength}
 	s := &Stream{Validator: got, read: resp.Body}

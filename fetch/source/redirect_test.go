@@ -136,7 +136,7 @@ func TestRedirectDowngrade(t *testing.T) {
 				case "http":
 					url, requests = plain.Handle("/a", fetchtest.Redirect(url)), 1
 				}
-				got, _ := attempt(t, patient(), source.Request{URL: parse(t, url), Verify: verify, Digest: true}, image, 0, source.Validator{})
+				got, _ := attempt(t, patient(), source.Request{URL: parse(t, url), Verify: verify, SHA256: image.SHA256()}, image, 0, source.Validator{})
 				wantOutcome(t, want, got)
 				if n := len(plain.Requests()); n != requests {
 					t.Errorf("the plain server got %d requests, want %d", n, requests)

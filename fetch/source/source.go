@@ -63,8 +63,9 @@ type Request struct {
 	Verify Verify
 	// CA holds PEM certificates that replace the system's roots. It implies VerifyAlways.
 	CA []byte
-	// Digest tells that the caller will check a digest: without one, VerifyAuto accepts no unverified server.
-	Digest bool
+	// SHA256 is the digest, in lower-case hex, that the caller will compare. A server that announces another one is
+	// refused before the body moves. Without one (empty), VerifyAuto accepts no unverified server.
+	SHA256 string
 }
 
 // Validator is what a server gave to prove, later, that a file is still the same one.

@@ -39,7 +39,10 @@ func (p policyCase) String() string {
 }
 
 func (p policyCase) request(t testing.TB, url string) source.Request {
-	req := source.Request{URL: parse(t, url), Verify: p.verify, Digest: p.digest}
+	req := source.Request{URL: parse(t, url), Verify: p.verify}
+	if p.digest {
+		req.SHA256 = image.SHA256()
+	}
 	if p.credentials {
 		req.Credentials = credentials()
 	}
@@ -153,7 +156,7 @@ func TestTLSRedirect(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			a, b := fetchtest.NewHTTP(t, ca.TLS(tc.first)), fetchtest.NewHTTP(t, ca.TLS(tc.then))
 			url := a.Handle("/x.iso", fetchtest.Redirect(b.Handle("/y.iso", fetchtest.Whole(image).Serve)))
-			req := source.Request{URL: parse(t, url), Digest: true}
+			req := source.Request{URL: parse(t, url), SHA256: image.SHA256()}
 			if tc.credentials {
 				req.Credentials = credentials()
 			}
@@ -218,7 +221,7 @@ func TestTLSHandshake(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			addr := fetchtest.Listen(t, "", tc.serve)
-			got, _ := attempt(t, patient(), source.Request{URL: parse(t, "https://"+addr+"/x.iso"), Verify: tc.verify, Digest: true}, image, 0, source.Validator{})
+			got, _ := attempt(t, patient(), source.Request{URL: parse(t, "https://"+addr+"/x.iso"), Verify: tc.verify, SHA256: image.SHA256()}, image, 0, source.Validator{})
 			wantOutcome(t, tc.want, got)
 		})
 	}

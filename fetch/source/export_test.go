@@ -1,8 +1,32 @@
 package source
 
+import "time"
+
 // For tests of what reads foreign bytes.
 var (
 	ContentRange    = contentRange
 	AnnouncedSHA256 = announcedSHA256
 	RetryAfter      = retryAfter
 )
+
+// Spread makes a client spread downloads of least bytes and more, in segments, looking at the rate once in window:
+// enough needs no company, and a step must make it growth times as fast.
+func (c *Client) Spread(least, segment int64, window time.Duration, enough, growth float64) {
+	c.limit = spreadLimits{least: least, segment: segment, window: window, enough: enough, growth: growth, auto: 8}
+}
+
+// Meter replays what a meter is told once in each window, in bytes a second, and gives what it says.
+func Meter(rates ...float64) []int {
+	now := time.Unix(0, 0)
+	m := meter{limits: defaultLimits, most: 8, now: func() time.Time { return now }}
+	lanes := m.look(0, 1)
+	var arrived float64
+	var said []int
+	for _, r := range rates {
+		now = now.Add(m.limits.window)
+		arrived += r * m.limits.window.Seconds()
+		lanes = m.look(int64(arrived), lanes)
+		said = append(said, lanes)
+	}
+	return said
+}

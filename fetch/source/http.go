@@ -9,40 +9,50 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
-// openHTTP asks for the file and follows redirects itself, because each hop is decided anew: the address, the
-// certificate, and whether the credentials may go along.
+// span is a part of a file: from its byte From to its byte To, or to the end of the file if To is -1.
+type span struct{ From, To int64 }
+
+// openHTTP opens the part of the file from offset on, over a connection of its own.
 func (c *Client) openHTTP(ctx context.Context, req Request, offset int64, v Validator) (*Stream, error) {
 	t, err := newTrust(req)
 	if err != nil {
 		return nil, err
 	}
+	s, err := c.openSpan(ctx, req, span{offset, -1}, v, &lines{c: c, t: t})
+	if err != nil || !c.spreads(s) {
+		return s, err
+	}
+	return c.spread(ctx, req, t, s), nil
+}
+
+// openSpan asks for a part of the file and follows redirects itself, because each hop is decided anew: the address, the
+// certificate, and whether the credentials may go along.
+func (c *Client) openSpan(ctx context.Context, req Request, part span, v Validator, l *lines) (*Stream, error) {
 	cred := req.Credentials
 	u := req.URL
 	for hop := 0; ; hop++ {
-		resp, done, err := c.get(ctx, u, cred, t, offset, v)
+		resp, err := l.get(ctx, u, cred, part, v)
 		if err != nil {
 			return nil, err
 		}
 		if !isRedirect(resp.StatusCode) {
-			s, err := c.streamHTTP(resp, u, req.SHA256, offset, v)
+			s, err := streamHTTP(resp, u, req.SHA256, part, v)
 			if err != nil {
 				resp.Body.Close()
-				done()
 				return nil, err
 			}
-			s.TLSVerified = t.verified()
+			s.TLSVerified = l.t.verified()
 			s.close = func() error {
 				resp.Body.Close() // what matters was read; a body that is given up half-way has nothing to say
-				done()
 				return nil
 			}
 			return s, nil
 		}
 		resp.Body.Close()
-		done()
 		if hop == MaxRedirects {
 			return nil, &Error{Code: "redirects", Class: Permanent, Message: fmt.Sprintf("More than %d redirects.", MaxRedirects)}
 		}
@@ -88,43 +98,80 @@ func redirect(u *url.URL, location string) (*url.URL, error) {
 	return next, nil
 }
 
-// get sends one request over a connection of its own. done closes that connection.
-func (c *Client) get(ctx context.Context, u *url.URL, cred *Credentials, t *trust, offset int64, v Validator) (*http.Response, func(), error) {
-	proxy, err := c.proxy(u)
+// lines are the connections of one attempt. Unless they are kept, each is closed with its answer. They are safe for
+// concurrent use.
+type lines struct {
+	c    *Client
+	t    *trust
+	keep bool
+
+	mu   sync.Mutex
+	kept map[string]*http.Transport // by origin and whether credentials go there
+}
+
+// get sends one request.
+func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part span, v Validator) (*http.Response, error) {
+	proxy, err := l.c.proxy(u)
 	if err != nil {
-		return nil, nil, &Error{Code: "proxy", Class: Human, Message: "The proxy settings of the agent are not usable for this URL.", Err: err}
+		return nil, &Error{Code: "proxy", Class: Human, Message: "The proxy settings of the agent are not usable for this URL.", Err: err}
 	}
 	if proxy != nil {
-		if err := c.checkLiteral(u.Hostname()); err != nil {
-			return nil, nil, err
+		if err := l.c.checkLiteral(u.Hostname()); err != nil {
+			return nil, err
 		}
 	}
-	tr := c.transport(u, proxy, cred != nil, t)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, nil, malformed(err)
+		return nil, malformed(err)
 	}
-	r.Header.Set("User-Agent", c.cfg.UserAgent)
+	r.Header.Set("User-Agent", l.c.cfg.UserAgent)
 	r.Header.Set("Accept", "*/*")
 	r.Header.Set("Accept-Encoding", "identity")
 	r.Header.Set("Want-Repr-Digest", wantDigest)
 	if cred != nil {
 		r.SetBasicAuth(cred.Username, cred.Password)
 	}
-	if offset > 0 {
-		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	if part.From > 0 || part.To >= 0 {
+		last := ""
+		if part.To >= 0 {
+			last = strconv.FormatInt(part.To, 10)
+		}
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-%s", part.From, last))
 		if v.ETag != "" {
 			r.Header.Set("If-Range", v.ETag)
 		} else {
 			r.Header.Set("If-Range", v.Modified)
 		}
 	}
-	resp, err := tr.RoundTrip(r)
-	if err != nil {
-		tr.CloseIdleConnections()
-		return nil, nil, err
+	return l.transport(u, proxy, cred != nil).RoundTrip(r)
+}
+
+func (l *lines) transport(u, proxy *url.URL, credentials bool) *http.Transport {
+	if !l.keep {
+		return l.c.transport(u, proxy, credentials, l.t)
 	}
-	return resp, tr.CloseIdleConnections, nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := fmt.Sprint(Origin(u), credentials)
+	tr := l.kept[key]
+	if tr == nil {
+		tr = l.c.transport(u, proxy, credentials, l.t)
+		tr.DisableKeepAlives, tr.MaxIdleConnsPerHost, tr.IdleConnTimeout = false, maxConnections, l.c.cfg.IdleTimeout
+		if l.kept == nil {
+			l.kept = map[string]*http.Transport{}
+		}
+		l.kept[key] = tr
+	}
+	return tr
+}
+
+// close ends what is kept.
+func (l *lines) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, tr := range l.kept {
+		tr.CloseIdleConnections()
+	}
 }
 
 // transport speaks HTTP/1.1 only: HTTP/2 is slower for one stream, and after a GOAWAY Go reconnects without pause
@@ -186,7 +233,7 @@ func proxyAuthError() *Error {
 }
 
 // streamHTTP turns an answer that is no redirect into a stream, or says why it is none.
-func (c *Client) streamHTTP(resp *http.Response, u *url.URL, sha256 string, offset int64, v Validator) (*Stream, error) {
+func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Validator) (*Stream, error) {
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return nil, statusError(resp, u)
 	}
@@ -197,19 +244,19 @@ func (c *Client) streamHTTP(resp *http.Response, u *url.URL, sha256 string, offs
 		return nil, err
 	}
 	got := Validator{ETag: strongETag(resp.Header.Get("ETag")), Modified: modified(resp.Header), Size: resp.ContentLength}
-	s := &Stream{Validator: got, read: resp.Body}
+	s := &Stream{Validator: got, read: resp.Body, ranges: !strings.EqualFold(resp.Header.Get("Accept-Ranges"), "none")}
 	if resp.StatusCode == http.StatusOK {
 		return s, nil // also the answer to a Range whose file has changed: the stream starts at 0
 	}
 	start, end, total, ok := contentRange(resp.Header.Get("Content-Range"))
 	switch {
-	case offset == 0, !ok, start != offset,
+	case part.From == 0 && part.To < 0, !ok, start != part.From,
 		v.Size >= 0 && total != v.Size,
 		resp.ContentLength >= 0 && resp.ContentLength != end-start+1,
-		end != total-1:
+		part.To < 0 && end != total-1, part.To >= 0 && end != part.To:
 		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
 	}
-	s.Offset, s.Validator.Size = offset, total
+	s.Offset, s.Validator.Size = part.From, total
 	m := resp.Header.Get("Last-Modified")
 	if s.Validator.ETag != "" && v.ETag != "" && s.Validator.ETag != v.ETag || v.ETag == "" && m != "" && m != v.Modified {
 		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}

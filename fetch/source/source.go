@@ -45,6 +45,10 @@ type Config struct {
 	// that still counts as one. A negative limit switches it off.
 	LowSpeedLimit int64
 	LowSpeedTime  time.Duration
+
+	// Connections is how many a large HTTP download may use at a time, at most 16: 1 is never more than one, 0 begins with one
+	// and adds more, up to 8, while that makes it faster.
+	Connections int
 }
 
 // Credentials authenticate to one origin.
@@ -109,6 +113,8 @@ type Stream struct {
 	close func() error
 	wrap  func(error) error
 	ended func() error
+
+	ranges bool // it is not known that the server refuses ranges
 }
 
 // Read reads image bytes. Its errors are io.EOF, an [*Error], or the cause of the context when that is done.
@@ -135,6 +141,7 @@ func (s *Stream) Close() error {
 type Client struct {
 	cfg   Config
 	proxy func(*url.URL) (*url.URL, error)
+	limit spreadLimits
 }
 
 // New checks cfg and fills in its defaults.
@@ -155,7 +162,10 @@ func New(cfg Config) (*Client, error) {
 	if cfg.UserAgent == "" {
 		cfg.UserAgent = "slotfetch"
 	}
-	c := &Client{cfg: cfg, proxy: func(*url.URL) (*url.URL, error) { return nil, nil }}
+	if cfg.Connections < 0 || cfg.Connections > maxConnections {
+		return nil, fmt.Errorf("connections must be between 0 and %d, not %d", maxConnections, cfg.Connections)
+	}
+	c := &Client{cfg: cfg, limit: defaultLimits, proxy: func(*url.URL) (*url.URL, error) { return nil, nil }}
 	if cfg.Proxy != nil {
 		for _, raw := range []string{cfg.Proxy.HTTPProxy, cfg.Proxy.HTTPSProxy} {
 			if err := checkProxy(raw); err != nil {

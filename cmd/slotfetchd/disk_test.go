@@ -175,7 +175,7 @@ func TestFullStateDirectory(t *testing.T) {
 		c.awaitStatus(t, done, "finished")
 		server, slow := serveStalling(t, small)
 		running := c.fetch(t, slow, small.SHA256())
-		x := server.Next(t)
+		server.Next(t)
 		c.awaitPhase(t, running, "downloading")
 		accepted := []string{done, running, c.fetch(t, serveSmall(t), small.SHA256())}
 
@@ -197,12 +197,17 @@ func TestFullStateDirectory(t *testing.T) {
 		}
 		c.do(t, "GET", fetches, "").want(t, 200)
 		c.do(t, "GET", slotsPath, "").want(t, 200)
-		c.do(t, "DELETE", accepted[2], "").fails(t, 507, "InsufficientStorage", "")
-		r := a.stranger(t).do(t, "GET", "/api/authentication", "", "Authorization", basic("admin", a.admin))
-		if r.code != 200 { // a session is small: it may still fit
-			r.fails(t, 507, "InsufficientStorage", "")
+		queued := "finished"
+		for _, r := range []reply{ // both are small: they may still fit
+			c.do(t, "DELETE", accepted[2], ""),
+			a.stranger(t).do(t, "GET", "/api/authentication", "", "Authorization", basic("admin", a.admin)),
+		} {
+			if r.code != 200 {
+				r.fails(t, 507, "InsufficientStorage", "")
+			} else if s := r.str("body.status"); s != "" {
+				queued = s
+			}
 		}
-		x.Release()
 		a.restart(t, syscall.SIGKILL) // also without a byte
 		c.do(t, "GET", running, "").want(t, 200)
 		if list := c.do(t, "GET", fetches, "").want(t, 200); len(list.get("items").([]any)) != len(accepted) {
@@ -215,7 +220,7 @@ func TestFullStateDirectory(t *testing.T) {
 			c.await(t, job, "an end", func(r reply) bool { return r.get("body.end_time") != nil })
 		}
 		c.awaitStatus(t, running, "finished")
-		c.awaitStatus(t, accepted[2], "finished")
+		c.awaitStatus(t, accepted[2], queued)
 		c.do(t, "DELETE", slotsPath+"/1", "").want(t, 200)
 		c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
 	})

@@ -33,6 +33,7 @@ func TestLongQueue(t *testing.T) {
 	keys := make([]string, long)
 	var wg sync.WaitGroup
 	const callers = 8
+	c.http.Transport.(*http.Transport).MaxIdleConnsPerHost = callers
 	for n := range callers {
 		wg.Go(func() {
 			for i := n; i < long; i += callers {
@@ -82,8 +83,8 @@ func TestLongQueue(t *testing.T) {
 	wg.Wait()
 	grown := a.peak(t) - before
 	t.Logf("a list has %d bytes and took %s; after 9 of them, 4 at a time, the agent's peak grew by %d bytes", size, took, grown)
-	// Held in memory, 4 lists at a time would be at least 4 × size, and several times that under the race detector.
-	if grown > 4*size {
+	// Streamed, it is 1 to 3 × size under the race detector; with the rows in memory before, it was 40 × size.
+	if grown > 8*size {
 		t.Errorf("the lists are not streamed: the peak grew by %d bytes for lists of %d", grown, size)
 	}
 	if len(first) != long+1 || fetches+"/"+first[0] != running {

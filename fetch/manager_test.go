@@ -178,6 +178,12 @@ func TestResume(t *testing.T) {
 	if first.Header.Get("Range") != "" || second.Header.Get("Range") != "bytes=5242880-" {
 		t.Fatalf("ranges are %q and %q", first.Header.Get("Range"), second.Header.Get("Range"))
 	}
+	// What is still in the sockets would count as sent twice.
+	for end := time.Now().Add(fetchtest.Patience); b.get(key).BytesDownloaded < 5<<20+4<<20; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it is %+v", b.get(key))
+		}
+	}
 	b.close()
 	fetchtest.Await(t, "the connection to close", second.Closed)
 

@@ -7,6 +7,7 @@ var (
 	ContentRange    = contentRange
 	AnnouncedSHA256 = announcedSHA256
 	RetryAfter      = retryAfter
+	Redirect        = redirect
 )
 
 // Spread makes a client spread downloads of least bytes and more, in segments, looking at the rate once in window:

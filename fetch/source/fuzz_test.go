@@ -139,3 +139,36 @@ func FuzzFTPReplies(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRedirect: what is followed is http or https, never a step down, without userinfo, and the same when read again.
+func FuzzRedirect(f *testing.F) {
+	for _, s := range []string{"/y", "//other/y", "http://h/y", "https://u:p@h/y", "ftp://h/y", "file:///y", "javascript:x", "?q", "", "HTTP:y", "http:///y", "https://h:0/",
+		"\\\\h\\y", "http://[::1]/", "/%0d%0a"} {
+		f.Add(s, true)
+		f.Add(s, false)
+	}
+	f.Fuzz(func(t *testing.T, location string, secure bool) {
+		from := "http://example.com/a/b"
+		if secure {
+			from = "https://example.com/a/b"
+		}
+		u, _, err := source.ParseURL(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := source.Redirect(u, location)
+		if err != nil {
+			var e *source.Error
+			if next != nil || !errors.As(err, &e) {
+				t.Errorf("%q: %v, %v", location, next, err)
+			}
+			return
+		}
+		if next.User != nil || next.Scheme != "https" && (secure || next.Scheme != "http") || next.Hostname() == "" {
+			t.Errorf("%q from %s leads to %q", location, from, next)
+		}
+		if again, cred, err := source.ParseURL(next.String()); err != nil || cred != nil || again.String() != next.String() {
+			t.Errorf("%q leads to %q, then %v, %v", location, next, again, err)
+		}
+	})
+}

@@ -36,6 +36,8 @@ const (
 	// flushAfter is how stale the last use of a session may be on disk: a write for every request would cost a
 	// flush of the disk each.
 	flushAfter = 30 * time.Second
+	// maxLogins may wait for the turn to have their password checked, 80 ms each; more are told to come back.
+	maxLogins = 32
 )
 
 // Config is what [Open] needs.
@@ -54,6 +56,8 @@ type Auth struct {
 	now      func() time.Time
 	throttle *throttle
 	dummy    string
+	queue    chan struct{} // logins that wait for the turn, or have it
+	turn     chan struct{} // the one whose password is checked
 
 	mu   sync.Mutex
 	seen map[string]*use // by token hash
@@ -70,7 +74,8 @@ func Open(cfg Config) (*Auth, error) {
 	// A clock that is set back must not lengthen sessions: within one run, time only goes on.
 	base := cfg.Now()
 	now := func() time.Time { return base.Add(cfg.Now().Sub(base)) }
-	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), dummy: HashPassword(rand.Text()), seen: map[string]*use{}}
+	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), dummy: HashPassword(rand.Text()), seen: map[string]*use{},
+		queue: make(chan struct{}, maxLogins), turn: make(chan struct{}, 1)}
 	err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime))
 	switch {
 	case store.Full(err) || store.Busy(err):
@@ -172,13 +177,52 @@ func (a *Auth) forget(hash []byte) {
 
 // login checks name and password and makes a session. ok is false for every reason alike.
 func (a *Auth) login(r *http.Request, name, password string) (token string, ok bool, err error) {
+	u, ok, err := a.verify(r, name, password)
+	if err != nil || !ok {
+		return "", false, err
+	}
+	raw := make([]byte, tokenSize)
+	rand.Read(raw)
+	token = hex.EncodeToString(raw)
+	sum := sha256.Sum256([]byte(token))
+	now := a.now()
+	err = a.cfg.Store.AddSession(store.Session{TokenHash: sum[:], User: u.Name, CreatedAt: now, LastSeen: now,
+		Address: address(r), Agent: truncate(r.UserAgent(), 200)}, u.PasswordHash, sessionsPerUser)
+	if errors.Is(err, store.ErrConflict) {
+		return "", false, nil // the password was right a moment ago
+	}
+	if err == nil && a.cfg.OnLogin != nil {
+		a.cfg.OnLogin(u.Name)
+	}
+	return token, err == nil, err
+}
+
+// verify finds the user whose password it is; ok is false for every reason alike. One password is checked at a time:
+// guesses sent at once must not all pass the throttle before the first of them counts, and a check takes much memory.
+func (a *Auth) verify(r *http.Request, name, password string) (u store.User, ok bool, err error) {
 	from := address(r)
 	if a.throttle.blocked(name, from) {
-		return "", false, nil
+		return u, false, nil
 	}
-	u, err := a.cfg.Store.User(r.Context(), name)
+	busy := api.Unavailable("Too many logins at once. Try again in a few seconds.")
+	select {
+	case a.queue <- struct{}{}:
+		defer func() { <-a.queue }()
+	default:
+		return u, false, busy
+	}
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-r.Context().Done():
+		return u, false, busy
+	}
+	if a.throttle.blocked(name, from) { // by one that had its turn before
+		return u, false, nil
+	}
+	u, err = a.cfg.Store.User(r.Context(), name)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return "", false, err
+		return u, false, err
 	}
 	known := err == nil
 	hash := a.dummy
@@ -188,22 +232,9 @@ func (a *Auth) login(r *http.Request, name, password string) (token string, ok b
 	if !CheckPassword(hash, password) || !known || u.Disabled {
 		a.throttle.failed(name, from)
 		a.cfg.Log.Warn("login failed", "remote", from)
-		return "", false, nil
+		return u, false, nil
 	}
-	raw := make([]byte, tokenSize)
-	rand.Read(raw)
-	token = hex.EncodeToString(raw)
-	sum := sha256.Sum256([]byte(token))
-	now := a.now()
-	err = a.cfg.Store.AddSession(store.Session{TokenHash: sum[:], User: u.Name, CreatedAt: now, LastSeen: now,
-		Address: from, Agent: truncate(r.UserAgent(), 200)}, u.PasswordHash, sessionsPerUser)
-	if errors.Is(err, store.ErrConflict) {
-		return "", false, nil // the password was right a moment ago
-	}
-	if err == nil && a.cfg.OnLogin != nil {
-		a.cfg.OnLogin(u.Name)
-	}
-	return token, err == nil, err
+	return u, true, nil
 }
 
 var roles = map[string]api.Access{"admin": api.Admin, "operator": api.Operator, "viewer": api.Viewer}

@@ -269,6 +269,39 @@ func TestThrottleConcurrent(t *testing.T) {
 	b.login("ann")
 }
 
+// Guesses that are sent at once are not all tried: the throttle counts them one after the other, and turns away more than
+// can wait.
+func TestThrottleParallelGuesses(t *testing.T) {
+	b := newBox(t)
+	if err := b.store.AddUser(store.User{Name: "eve", PasswordHash: auth.HashPassword(password), Role: "admin"}, store.Actor{}); err != nil {
+		t.Fatal(err)
+	}
+	tried := b.auth.CountFailures()
+	release := b.auth.TakeTurn() // so that all of them are there before the first is looked at
+	const guesses, wait = 150, 32
+	replies := make(chan reply, guesses)
+	for i := range guesses {
+		go func() { replies <- b.do("GET", path, "Authorization", basic("eve", fmt.Sprint("wrong ", i))) }()
+	}
+	for range guesses - wait {
+		if r := <-replies; r.status != 503 || r.header.Get("Retry-After") == "" || !strings.Contains(r.body, `"ServiceUnavailable"`) {
+			t.Errorf("turned away: %+v", r)
+		}
+	}
+	release()
+	for range wait {
+		if r := <-replies; r.status != 401 {
+			t.Errorf("had its turn: %+v", r)
+		}
+	}
+	if n := tried.Load(); n != 20 {
+		t.Errorf("%d guesses were hashed and compared, want 20", n)
+	}
+	if r := b.do("GET", path, "Authorization", basic("eve", password)); r.status != 401 {
+		t.Errorf("the right password after them: %d", r.status)
+	}
+}
+
 func TestIdle(t *testing.T) {
 	b := newBox(t)
 	token := b.login("ann")

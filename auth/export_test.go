@@ -1,0 +1,35 @@
+package auth
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+)
+
+// CountFailures counts from now on the logins whose password was compared and found wrong. Call it before the first.
+func (a *Auth) CountFailures() *atomic.Int64 {
+	c := &counter{}
+	a.cfg.Log = slog.New(c)
+	return &c.n
+}
+
+// TakeTurn keeps every password from being checked until release.
+func (a *Auth) TakeTurn() (release func()) {
+	a.turn <- struct{}{}
+	return func() { <-a.turn }
+}
+
+type counter struct{ n atomic.Int64 }
+
+func (*counter) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c *counter) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "login failed" {
+		c.n.Add(1)
+	}
+	return nil
+}
+
+func (c *counter) WithAttrs([]slog.Attr) slog.Handler { return c }
+
+func (c *counter) WithGroup(string) slog.Handler { return c }

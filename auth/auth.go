@@ -55,7 +55,6 @@ type Auth struct {
 	cfg      Config
 	now      func() time.Time
 	throttle *throttle
-	dummy    string
 	queue    chan struct{} // logins that wait for the turn, or have it
 	turn     chan struct{} // the one whose password is checked
 
@@ -74,7 +73,7 @@ func Open(cfg Config) (*Auth, error) {
 	// A clock that is set back must not lengthen sessions: within one run, time only goes on.
 	base := cfg.Now()
 	now := func() time.Time { return base.Add(cfg.Now().Sub(base)) }
-	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), dummy: HashPassword(rand.Text()), seen: map[string]*use{},
+	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), seen: map[string]*use{},
 		queue: make(chan struct{}, maxLogins), turn: make(chan struct{}, 1)}
 	err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime))
 	switch {
@@ -225,7 +224,7 @@ func (a *Auth) verify(r *http.Request, name, password string) (u store.User, ok 
 		return u, false, err
 	}
 	known := err == nil
-	hash := a.dummy
+	hash := dummy
 	if known {
 		hash = u.PasswordHash
 	}

@@ -304,6 +304,20 @@ func TestThrottleParallelGuesses(t *testing.T) {
 	}
 }
 
+// What strangers send does not fill the memory.
+func TestThrottleMemory(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	keep := auth.FillThrottle(5_100, strings.Repeat("x", 11<<10))
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 4<<20 {
+		t.Errorf("the throttle holds %d MiB", grown>>20)
+	}
+	runtime.KeepAlive(keep)
+}
+
 func TestIdle(t *testing.T) {
 	b := newBox(t)
 	token := b.login("ann")

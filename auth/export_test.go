@@ -2,8 +2,10 @@ package auth
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 )
 
 // Dummy is compared with the passwords of unknown users.
@@ -36,3 +38,13 @@ func (c *counter) Handle(_ context.Context, r slog.Record) error {
 func (c *counter) WithAttrs([]slog.Attr) slog.Handler { return c }
 
 func (c *counter) WithGroup(string) slog.Handler { return c }
+
+// FillThrottle counts n failures, of names that end in user and from addresses of one provider, and returns what
+// remembers them.
+func FillThrottle(n int, user string) any {
+	t := newThrottle(time.Now)
+	for i := range n {
+		t.failed(fmt.Sprint(i)+user, fmt.Sprintf("2001:db8:1:%x::1", i))
+	}
+	return t
+}

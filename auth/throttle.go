@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/sha256"
 	"net/netip"
 	"sync"
 	"time"
@@ -20,7 +21,7 @@ type throttle struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	entries map[string]*failures
+	entries map[throttleKey]*failures
 }
 
 type failures struct {
@@ -29,11 +30,14 @@ type failures struct {
 }
 
 func newThrottle(now func() time.Time) *throttle {
-	return &throttle{now: now, entries: map[string]*failures{}}
+	return &throttle{now: now, entries: map[throttleKey]*failures{}}
 }
 
-// Keys by which a login is counted. An IPv6 host owns its whole /64.
-func throttleKeys(user, address string) [2]string {
+// throttleKey is a hash, because strangers send names of any length.
+type throttleKey [sha256.Size]byte
+
+// throttleKeys are those by which a login is counted. An IPv6 host owns its whole /64.
+func throttleKeys(user, address string) [2]throttleKey {
 	if a, err := netip.ParseAddr(address); err == nil {
 		if a = a.Unmap().WithZone(""); a.Is6() {
 			if p, err := a.Prefix(64); err == nil {
@@ -41,7 +45,7 @@ func throttleKeys(user, address string) [2]string {
 			}
 		}
 	}
-	return [2]string{"user " + user, "address " + address}
+	return [2]throttleKey{sha256.Sum256([]byte("user " + user)), sha256.Sum256([]byte("address " + address))}
 }
 
 // blocked tells whether the login may not even be tried. Asking does not prolong a block.
@@ -87,7 +91,7 @@ func (t *throttle) evictLocked(now time.Time) {
 	if len(t.entries) < maxTracked {
 		return
 	}
-	var oldest string
+	var oldest throttleKey
 	var when time.Time
 	for key, e := range t.entries {
 		last := e.blocked
@@ -96,7 +100,7 @@ func (t *throttle) evictLocked(now time.Time) {
 		}
 		if !now.Before(last) {
 			delete(t.entries, key)
-		} else if oldest == "" || last.Before(when) {
+		} else if when.IsZero() || last.Before(when) {
 			oldest, when = key, last
 		}
 	}

@@ -168,6 +168,18 @@ func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
 	return min(IdleLimit, Lifetime-now.Sub(s.CreatedAt)), true
 }
 
+// remember notes a new session, and lets go of those that are over by now: of many nobody asks again.
+func (a *Auth) remember(hash []byte, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for hash, u := range a.seen {
+		if now.Sub(u.last) >= IdleLimit {
+			delete(a.seen, hash)
+		}
+	}
+	a.seen[string(hash)] = &use{last: now, flushed: now}
+}
+
 func (a *Auth) forget(hash []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -190,10 +202,14 @@ func (a *Auth) login(r *http.Request, name, password string) (token string, ok b
 	if errors.Is(err, store.ErrConflict) {
 		return "", false, nil // the password was right a moment ago
 	}
-	if err == nil && a.cfg.OnLogin != nil {
+	if err != nil {
+		return "", false, err
+	}
+	a.remember(sum[:], now)
+	if a.cfg.OnLogin != nil {
 		a.cfg.OnLogin(u.Name)
 	}
-	return token, err == nil, err
+	return token, true, nil
 }
 
 // verify finds the user whose password it is; ok is false for every reason alike. One password is checked at a time:

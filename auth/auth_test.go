@@ -477,6 +477,23 @@ func TestSessionCap(t *testing.T) {
 	b.see(other, 200)
 }
 
+// Sessions that were dropped for newer ones do not stay in memory.
+func TestSessionMemory(t *testing.T) {
+	b := newBox(t)
+	for range 200 {
+		b.see(b.login("ann"), 200)
+		b.clock.add(10 * time.Second)
+	}
+	if n := b.auth.Seen(); n > 120 {
+		t.Errorf("%d sessions are in memory, 120 were used in the last 20 minutes", n)
+	}
+	b.clock.add(20 * time.Minute)
+	b.login("ann")
+	if n := b.auth.Seen(); n != 1 {
+		t.Errorf("%d sessions are in memory, 1 is alive", n)
+	}
+}
+
 // Neither a start nor a login leaves the memory behind that a hash takes.
 func TestHashMemory(t *testing.T) {
 	held := func() int64 {

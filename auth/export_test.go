@@ -11,6 +11,13 @@ import (
 // Dummy is compared with the passwords of unknown users.
 const Dummy = dummy
 
+// Seen is the number of sessions whose last use is in memory.
+func (a *Auth) Seen() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.seen)
+}
+
 // CountFailures counts from now on the logins whose password was compared and found wrong. Call it before the first.
 func (a *Auth) CountFailures() *atomic.Int64 {
 	c := &counter{}

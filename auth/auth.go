@@ -3,7 +3,8 @@
 //
 // Guarantees: a token exists in clear only in the reply that makes it and in the client's hands; passwords are
 // stored as argon2id; a session outlives a restart of the agent and ends 20 minutes after its last request or 12
-// hours after the login, whichever is first, also when the clock is set back; unknown users, wrong passwords,
+// hours after the login, whichever is first, also when the clock is set back, and is refused, not ended, while the clock
+// is behind it after a boot; unknown users, wrong passwords,
 // disabled users and blocks are answered alike.
 package auth
 
@@ -44,8 +45,10 @@ const (
 type Config struct {
 	Store *store.Store
 	Log   *slog.Logger
-	// Now is the clock; nil means time.Now.
+	// Now is the system's clock, which may be set; nil means time.Now.
 	Now func() time.Time
+	// Uptime is the time since Open by a clock that nobody sets; nil means Go's monotonic one.
+	Uptime func() time.Duration
 	// OnLogin is called with the user's name after each login; nil is fine.
 	OnLogin func(user string)
 }
@@ -70,9 +73,11 @@ func Open(cfg Config) (*Auth, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	// A clock that is set back must not lengthen sessions: within one run, time only goes on.
-	base := cfg.Now()
-	now := func() time.Time { return base.Add(cfg.Now().Sub(base)) }
+	if cfg.Uptime == nil {
+		start := time.Now()
+		cfg.Uptime = func() time.Duration { return time.Since(start) }
+	}
+	now := (&clock{wall: cfg.Now, uptime: cfg.Uptime}).now
 	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), seen: map[string]*use{},
 		queue: make(chan struct{}, maxLogins), turn: make(chan struct{}, 1)}
 	err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime))
@@ -137,14 +142,20 @@ func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
 	now := a.now()
 	a.mu.Lock()
 	u := a.seen[string(s.TokenHash)]
+	dead := false
 	if u == nil {
 		u = &use{last: s.LastSeen, flushed: s.LastSeen}
-		a.seen[string(s.TokenHash)] = u
+		// It is from an earlier run, and was not used in this one.
+		dead = a.cfg.Uptime() >= IdleLimit
 	}
-	// A moment in the future means that the clock was set back since: how long ago it was is not known.
-	alive := now.Sub(u.last) < IdleLimit && now.Sub(s.CreatedAt) < Lifetime && !s.CreatedAt.After(now.Add(time.Second)) && !u.last.After(now.Add(time.Second))
+	dead = dead || now.Sub(u.last) >= IdleLimit || now.Sub(s.CreatedAt) >= Lifetime
+	// A moment in the future means that the clock is wrong, as on a box without a real-time clock that has just
+	// booted. How long ago it was is not known: the session does not count, but stays until the clock is set.
+	early := s.CreatedAt.After(now.Add(time.Second)) || u.last.After(now.Add(time.Second))
+	alive := !dead && !early
 	flush := false
 	if alive {
+		a.seen[string(s.TokenHash)] = u
 		u.last = now
 		flush = now.Sub(u.flushed) >= flushAfter
 		if flush {
@@ -154,10 +165,12 @@ func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
 		delete(a.seen, string(s.TokenHash))
 	}
 	a.mu.Unlock()
-	if !alive {
+	if dead {
 		if err := a.cfg.Store.EndSession(s.TokenHash, store.Actor{Name: s.User, Address: "expired"}); err != nil && !errors.Is(err, store.ErrNotFound) {
 			a.cfg.Log.Warn("cannot end expired session", "err", err)
 		}
+	}
+	if !alive {
 		return 0, false
 	}
 	if flush {

@@ -34,9 +34,11 @@ func cheap(password string) string {
 	return "$argon2id$v=19$m=8,t=1,p=1$" + b64(salt) + "$" + b64(argon2.IDKey([]byte(password), salt, 1, 8, 1, 32))
 }
 
+// clock is the system's: time passes by add, and set turns its hands.
 type clock struct {
 	mu sync.Mutex
 	t  time.Time
+	up time.Duration
 }
 
 func (c *clock) now() time.Time {
@@ -48,7 +50,24 @@ func (c *clock) now() time.Time {
 func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.t, c.up = c.t.Add(d), c.up+d
+}
+
+func (c *clock) set(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.t = c.t.Add(d)
+}
+
+// stopwatch tells the time that passes from now on.
+func (c *clock) stopwatch() func() time.Duration {
+	up := func() time.Duration {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.up
+	}
+	start := up()
+	return func() time.Duration { return up() - start }
 }
 
 // box is one agent: database, authenticator and server.
@@ -81,7 +100,7 @@ func (b *box) start() {
 	if b.store, err = store.Open(filepath.Join(b.dir, "slotfetch.db"), store.Options{Now: b.clock.now}); err != nil {
 		b.t.Fatal(err)
 	}
-	if b.auth, err = auth.Open(auth.Config{Store: b.store, Log: log, Now: b.clock.now}); err != nil {
+	if b.auth, err = auth.Open(auth.Config{Store: b.store, Log: log, Now: b.clock.now, Uptime: b.clock.stopwatch()}); err != nil {
 		b.t.Fatal(err)
 	}
 	routes := append(b.auth.Routes(), api.Route{Method: http.MethodGet, Path: "/api/x", Access: api.Viewer,
@@ -327,7 +346,7 @@ func TestIdle(t *testing.T) {
 	b.see(token, 200)
 	b.clock.add(20 * time.Minute)
 	b.see(token, 401)
-	b.clock.add(-10 * time.Minute)
+	b.clock.set(-10 * time.Minute)
 	b.see(token, 401) // it does not come back
 }
 
@@ -363,7 +382,7 @@ func TestClockSetBackAcrossRestart(t *testing.T) {
 	token := b.login("ann")
 	b.see(token, 200)
 	b.stop()
-	b.clock.add(-time.Hour)
+	b.clock.set(-time.Hour)
 	b.start()
 	b.see(token, 401)
 	b.see(b.login("ann"), 200)

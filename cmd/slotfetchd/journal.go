@@ -11,13 +11,15 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// newLog logs to the journal with native fields if that is where stderr leads, else as text.
-func newLog(stderr io.Writer) *slog.Logger {
-	text := slog.NewTextHandler(stderr, nil)
-	if ok, err := journal.StderrIsJournalStream(); err != nil || !ok {
-		return slog.New(text)
+// newLog logs to the journal with native fields if that is where stderr leads, else as text. Close what is behind it at
+// the end.
+func newLog(stderr io.Writer) (*slog.Logger, *backlog) {
+	var out slog.Handler = slog.NewTextHandler(stderr, nil)
+	if ok, err := journal.StderrIsJournalStream(); err == nil && ok {
+		out = newJournalHandler(journal.Send, out)
 	}
-	return slog.New(newJournalHandler(journal.Send, text))
+	b := newBacklog(out)
+	return slog.New(b), b
 }
 
 // journalHandler sends records to the systemd journal: the message with its attributes as text, for people, and each

@@ -80,7 +80,9 @@ variables such as SLOTFETCH_SLOTS__COUNT=3, --set slots.count=3. "slotfetchd con
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg, newLog(cmd.ErrOrStderr()))
+			log, backlog := newLog(cmd.ErrOrStderr())
+			defer backlog.Close()
+			return serve(cmd.Context(), cfg, log)
 		},
 	}
 	versionCmd := &cobra.Command{

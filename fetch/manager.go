@@ -330,6 +330,10 @@ func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
 			}
 			return nil
 		})
+		if err == nil && ok {
+			f, err = m.cfg.Store.Fetch(m.ctx, f.Key) // the whole row
+		}
+		ok = ok && err == nil
 	}
 	if err == nil && !ok {
 		f, ok, err = m.cfg.Store.Claim()

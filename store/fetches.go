@@ -96,6 +96,12 @@ const fetchColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, u
 	bytes_downloaded, bytes_total, bytes_per_second, tls_verified, slot_id, coalesce(error_code, ''), coalesce(error, ''),
 	cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
 
+// listColumns leave out what may be large and no list needs: a row may have 64 KiB of certificates alone.
+const listColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, '[]', coalesce(sha256, ''), coalesce(sha512, ''),
+	want_slot, tls_verify, '', NULL, created_by, created_at, start_time, end_time, attempts,
+	bytes_downloaded, bytes_total, bytes_per_second, tls_verified, slot_id, coalesce(error_code, ''), coalesce(error, ''),
+	cp_offset, NULL, '', '', cp_clean`
+
 func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	var f Fetch
 	var mirrors string
@@ -308,12 +314,13 @@ func (s *Store) Fetch(ctx context.Context, key string) (Fetch, error) {
 // the write-ahead log and memory stays bounded.
 const page = 256
 
-// Fetches calls yield for every row, oldest first, until it returns an error.
+// Fetches calls yield for every row, oldest first, until it returns an error. The rows are without mirrors, CA
+// certificates, secrets, and what a checkpoint has beside its offset.
 func (s *Store) Fetches(ctx context.Context, yield func(Fetch) error) error {
 	return s.each(ctx, "1", yield)
 }
 
-// Unfinished calls yield for every row that is not final, oldest first.
+// Unfinished calls yield for every row that is not final, oldest first, without the same as in Fetches.
 func (s *Store) Unfinished(ctx context.Context, yield func(Fetch) error) error {
 	return s.each(ctx, "status IN ('queued', 'in-progress')", yield)
 }
@@ -337,7 +344,7 @@ func (s *Store) each(ctx context.Context, where string, yield func(Fetch) error)
 }
 
 func (s *Store) pageAfter(ctx context.Context, where string, last int64) ([]Fetch, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+fetchColumns+` FROM fetches WHERE seq > ? AND `+where+` ORDER BY seq LIMIT ?`, last, page)
+	rows, err := s.r.QueryContext(ctx, `SELECT `+listColumns+` FROM fetches WHERE seq > ? AND `+where+` ORDER BY seq LIMIT ?`, last, page)
 	if err != nil {
 		return nil, err
 	}

@@ -558,6 +558,27 @@ func TestSecretsAreErased(t *testing.T) {
 	}
 }
 
+// A list of fetches with large certificates does not read them.
+func TestListLeavesOutWhatIsLarge(t *testing.T) {
+	t.Parallel()
+	s, _ := fresh(t)
+	ca := strings.Repeat("x", 64<<10)
+	const rows = 2 * store.Page
+	exec(t, s.Writer(), seed, rows, "queued", nil, "x")
+	exec(t, s.Writer(), "UPDATE fetches SET tls_ca = ?, secrets = ?, cp_state = ?", ca, []byte(ca), []byte(ca))
+	var longest, count int
+	look := func(f store.Fetch) error {
+		count++
+		longest = max(longest, len(f.TLSCA), len(f.Secrets), len(f.Checkpoint.State))
+		return nil
+	}
+	ok(t, s.Fetches(t.Context(), look))
+	ok(t, s.Unfinished(t.Context(), look))
+	if longest > 0 || count != 2*rows {
+		t.Errorf("%d rows, with up to %d bytes that no list needs", count, longest)
+	}
+}
+
 func TestListWhileRowsGo(t *testing.T) {
 	t.Parallel()
 	s, _ := fresh(t)

@@ -86,10 +86,15 @@ func equal(t testing.TB, want, got any) {
 	}
 }
 
+// all reads every row as a whole.
 func all(t testing.TB, s *store.Store) []store.Fetch {
 	t.Helper()
 	var out []store.Fetch
-	ok(t, s.Fetches(t.Context(), func(f store.Fetch) error { out = append(out, f); return nil }))
+	ok(t, s.Fetches(t.Context(), func(f store.Fetch) error {
+		f, err := s.Fetch(t.Context(), f.Key)
+		out = append(out, f)
+		return err
+	}))
 	return out
 }
 

@@ -13,7 +13,10 @@ import (
 	"slotfetch/fetch/source"
 )
 
-const maxMirrors = 8
+const (
+	maxMirrors = 8
+	maxCA      = 64 << 10 // bytes
+)
 
 // Request is a checked POST of /api/firmware/fetch.
 type Request struct {
@@ -153,6 +156,9 @@ func (q *Request) tls(o api.Object) error {
 	}
 	if q.TLSCA, err = t.String("ca", "PEM certificates"); err != nil || q.TLSCA == "" {
 		return err
+	}
+	if len(q.TLSCA) > maxCA {
+		return api.Semantic("tls.ca", "at most 65536 bytes of PEM")
 	}
 	if q.TLSVerify != nil && !*q.TLSVerify {
 		return api.Semantic("tls.ca", "left out when tls.verify is false")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -166,7 +167,8 @@ func (d *download) plan(secrets Secrets) error {
 // attempts tries the candidates until one delivers. An attempt that got further is repeated at the same candidate;
 // one that did not gives way to the next. After a round without progress there is a pause.
 func (d *download) attempts(ctx context.Context) error {
-	i, round, high := 0, 1, d.w.Offset()
+	round, high := 1, d.w.Offset()
+	i := max(0, slices.IndexFunc(d.candidates, func(c candidate) bool { return c.url == d.from })) // which can go on
 	restarted := false
 	for {
 		c := &d.candidates[i]
@@ -185,8 +187,10 @@ func (d *download) attempts(ctx context.Context) error {
 		if (e.Code == "bad_resume" || e.Code == "range") && !restarted {
 			// The partial is worthless for this source: once more, from byte 0.
 			restarted = true
-			if err := d.restart(); err != nil {
-				return err
+			if d.from == c.url {
+				if err := d.restart(); err != nil {
+					return err
+				}
 			}
 			continue
 		}
@@ -264,11 +268,6 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 	}
 	d.fl.progress.set(store.Downloading, f.Attempts)
 	d.m.notify()
-	if d.w.Offset() > 0 && d.from != c.url {
-		if err := d.restart(); err != nil {
-			return err
-		}
-	}
 	if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
 		if err := d.transfer(ctx, c); err != nil {
 			return err
@@ -277,15 +276,20 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 	return d.verify()
 }
 
-// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint.
+// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
+// of another source is given up only for a stream that is there.
 func (d *download) transfer(ctx context.Context, c *candidate) error {
-	stream, err := d.m.cfg.Source.Open(ctx, c.req, d.w.Offset(), d.validator)
+	offset := d.w.Offset()
+	if d.from != c.url {
+		offset = 0
+	}
+	stream, err := d.m.cfg.Source.Open(ctx, c.req, offset, d.validator)
 	if err != nil {
 		return err
 	}
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
 	if stream.Offset != d.w.Offset() {
-		d.log.Info("the file changed or its source does not resume, starting at byte 0", "offset", d.w.Offset())
+		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
 		if err := d.restart(); err != nil {
 			return err
 		}

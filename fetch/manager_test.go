@@ -97,6 +97,16 @@ func (b *box) until(key string, done func(store.Fetch) bool) store.Fetch {
 	return f
 }
 
+// arrives waits until the fetch has so many bytes.
+func (b *box) arrives(key string, bytes int64) {
+	b.t.Helper()
+	for end := time.Now().Add(fetchtest.Patience); b.get(key).BytesDownloaded < bytes; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("it is %+v", b.get(key))
+		}
+	}
+}
+
 func final(f store.Fetch) bool { return f.Status.Final() }
 
 // holds compares the image in a slot, on disk, with the digest.
@@ -179,11 +189,7 @@ func TestResume(t *testing.T) {
 		t.Fatalf("ranges are %q and %q", first.Header.Get("Range"), second.Header.Get("Range"))
 	}
 	// What is still in the sockets would count as sent twice.
-	for end := time.Now().Add(fetchtest.Patience); b.get(key).BytesDownloaded < 5<<20+4<<20; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("it is %+v", b.get(key))
-		}
-	}
+	b.arrives(key, 5<<20+4<<20)
 	b.close()
 	fetchtest.Await(t, "the connection to close", second.Closed)
 

@@ -1,0 +1,85 @@
+package fetch_test
+
+import (
+	"net/url"
+	"testing"
+
+	"slotfetch/fetch"
+	"slotfetch/fetch/fetchtest"
+	"slotfetch/store"
+)
+
+// mirrored enqueues a fetch with mirrors.
+func (b *box) mirrored(sha256 string, raw ...string) string {
+	b.t.Helper()
+	var all []*url.URL
+	for _, r := range raw {
+		u, err := url.Parse(r)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		all = append(all, u)
+	}
+	f, err := b.fetch.Enqueue(fetch.Request{URL: all[0], Mirrors: all[1:], SHA256: sha256}, admin)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return f.Key
+}
+
+// TestDeadMirror has a server that is away for a moment, and mirrors that do not deliver: the partial is still there
+// when the server is back.
+func TestDeadMirror(t *testing.T) {
+	img := fetchtest.NewImage(11, 8<<20)
+	for name, mirror := range map[string]func(*fetchtest.HTTP) string{
+		"refuses the connection": func(*fetchtest.HTTP) string { return "http://127.0.0.1:1/a.iso" },
+		"has no such file":       func(s *fetchtest.HTTP) string { return s.URL + "/missing.iso" },
+		"sends a part unasked": func(s *fetchtest.HTTP) string {
+			return s.Handle("/b.iso", fetchtest.Raw("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 9-9/10\r\nContent-Length: 1\r\n\r\nx"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv, other := fetchtest.NewHTTP(t, nil), fetchtest.NewHTTP(t, nil)
+			cut := fetchtest.Whole(img)
+			cut.Fault, cut.After = fetchtest.FIN, 6<<20
+			raw := srv.Handle("/a.iso", fetchtest.Sequence(cut.Serve, fetchtest.Status(503), fetchtest.Whole(img).Serve))
+			b := newBox(t, t.TempDir(), nil)
+			f := b.until(b.mirrored(img.SHA256(), raw, mirror(other)), final)
+			if f.Status != store.Finished {
+				t.Fatalf("got %+v", f)
+			}
+			b.holds(*f.SlotID, img.SHA256())
+			seen := srv.Requests()
+			if got := seen[len(seen)-1].Header.Get("Range"); got != "bytes=6291456-" {
+				t.Errorf("6 MiB were here; the last request asked for %q", got)
+			}
+		})
+	}
+}
+
+// TestResumeAtMirror stops the agent in the middle of what a mirror sends: it goes on at the mirror, though the first
+// server is back.
+func TestResumeAtMirror(t *testing.T) {
+	img := fetchtest.NewImage(15, 8<<20)
+	srv := fetchtest.NewHTTP(t, nil)
+	first := srv.Handle("/a.iso", fetchtest.Sequence(fetchtest.Status(404), fetchtest.Whole(img).Serve))
+	stall := fetchtest.Whole(img)
+	stall.Fault, stall.After = fetchtest.Stall, 6<<20
+	second := srv.Handle("/b.iso", fetchtest.Sequence(stall.Serve, fetchtest.Whole(img).Serve))
+	dir := t.TempDir()
+	b := newBox(t, dir, nil)
+	key := b.mirrored(img.SHA256(), first, second)
+	b.until(key, func(f store.Fetch) bool { return f.Attempts == 2 })
+	b.arrives(key, 6<<20)
+	b.close()
+	b = newBox(t, dir, nil)
+	f := b.until(key, final)
+	if f.Status != store.Finished || f.Attempts != 3 {
+		t.Fatalf("got %+v", f)
+	}
+	b.holds(*f.SlotID, img.SHA256())
+	seen := srv.Requests()
+	if last := seen[len(seen)-1]; last.URL.Path != "/b.iso" || last.Header.Get("Range") == "" {
+		t.Errorf("the last request was for %s, %q", last.URL.Path, last.Header.Get("Range"))
+	}
+}

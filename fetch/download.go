@@ -41,6 +41,7 @@ type download struct {
 	validator  source.Validator // of what the partial holds
 	from       string           // the candidate that it came from
 	saved      int64            // the offset of the last stored checkpoint
+	noted      bool             // the row may have a checkpoint
 	unread     bool             // the partial is from an unclean stop and not read again yet
 	pending    int64            // bytes since a checkpoint was last due
 	savedAt    time.Time
@@ -83,14 +84,14 @@ func (d *download) prepare(ctx context.Context) error {
 	if d.w, err = d.m.cfg.Slots.Reserve(d.f.Key, d.f.WantSlot, cp.Offset); err != nil {
 		return d.reserveError(err)
 	}
-	d.digests = newDigests(d.f.SHA512 != "")
+	d.digests, d.saved, d.noted = newDigests(d.f.SHA512 != ""), cp.Offset, cp.Offset > 0
 	if d.w.Offset() == 0 {
-		return nil
+		return d.forget(ctx)
 	}
 	if json.Unmarshal([]byte(cp.Validator), &d.validator) != nil {
-		return d.restart()
+		return d.restart(ctx)
 	}
-	d.from, d.saved, d.savedAt = cp.Source, cp.Offset, d.m.cfg.Now()
+	d.from, d.savedAt = cp.Source, d.m.cfg.Now()
 	if cp.Clean && d.digests.restore(cp.State) == nil {
 		return nil
 	}
@@ -106,11 +107,11 @@ func (d *download) rehash(ctx context.Context, state []byte) error {
 			return context.Cause(ctx)
 		}
 		d.log.Warn("cannot read the partial again, starting at byte 0", "err", err)
-		return d.restart()
+		return d.restart(ctx)
 	}
 	if now, err := d.digests.state(); err != nil || string(now) != string(state) {
 		d.log.Warn("the partial is not what was written, starting at byte 0", "offset", d.w.Offset())
-		return d.restart()
+		return d.restart(ctx)
 	}
 	d.unread = false
 	return nil
@@ -188,7 +189,7 @@ func (d *download) attempts(ctx context.Context) error {
 			// The partial is worthless for this source: once more, from byte 0.
 			restarted = true
 			if d.from == c.url {
-				if err := d.restart(); err != nil {
+				if err := d.restart(ctx); err != nil {
 					return err
 				}
 			}
@@ -273,7 +274,7 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 			return err
 		}
 	}
-	return d.verify()
+	return d.verify(ctx)
 }
 
 // transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
@@ -290,7 +291,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
 	if stream.Offset != d.w.Offset() {
 		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
-		if err := d.restart(); err != nil {
+		if err := d.restart(ctx); err != nil {
 			return err
 		}
 	}
@@ -365,6 +366,7 @@ func (d *download) checkpoint() error {
 		return err
 	}
 	_, total, tls := d.fl.progress.counts()
+	d.noted = true // an error may hide that it is
 	err := d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{Offset: d.w.Offset(), State: state, Validator: string(v), Source: d.from}, total, tls)
 	switch {
 	case err == nil:
@@ -375,10 +377,31 @@ func (d *download) checkpoint() error {
 	return nil
 }
 
-// restart throws the partial away and begins at byte 0.
-func (d *download) restart() error {
+// forget takes the checkpoint out of the row, durably: what the partial holds from now on is not what it tells of.
+func (d *download) forget(ctx context.Context) error {
+	if !d.noted {
+		return nil
+	}
+	err := d.insist(ctx, "starting at byte 0", func() error {
+		return d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{}, 0, nil)
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err == nil {
+		d.saved, d.noted = 0, false
+	}
+	return err
+}
+
+// restart throws the partial away and begins at byte 0. The row's checkpoint goes first: after a kill the new bytes must
+// not be taken for the old ones.
+func (d *download) restart(ctx context.Context) error {
+	if err := d.forget(ctx); err != nil {
+		return err
+	}
 	d.digests = newDigests(d.f.SHA512 != "")
-	d.validator, d.from, d.saved, d.unread = source.Validator{}, "", 0, false
+	d.validator, d.from, d.unread = source.Validator{}, "", false
 	d.fl.progress.stream(0, 0, nil)
 	if err := d.w.Restart(); err != nil {
 		return errWrite{err}
@@ -387,7 +410,7 @@ func (d *download) restart() error {
 }
 
 // verify compares the digests. A file with another digest is discarded: no source will be asked to continue it.
-func (d *download) verify() error {
+func (d *download) verify(ctx context.Context) error {
 	if err := d.phase(store.Verifying); err != nil {
 		return err
 	}
@@ -405,7 +428,7 @@ func (d *download) verify() error {
 		e.Message += " It looks like an HTML page: check the URL, and whether a login page is in the way."
 	}
 	downloaded, total, _ := d.fl.progress.counts()
-	if err := d.restart(); err != nil {
+	if err := d.restart(ctx); err != nil {
 		return err
 	}
 	d.fl.progress.stream(downloaded, total, nil) // stays to be seen if this was the last attempt

@@ -171,7 +171,15 @@ func (d *download) record(what string, change func() error) bool {
 		case errors.Is(err, store.ErrConflict) && try == 1, errors.Is(err, store.ErrNotFound):
 			return false
 		case errors.Is(err, store.ErrConflict):
-			return true // an earlier try was durable
+			// Either an earlier try was durable, or a cancel came before this one.
+			f, ferr := d.m.cfg.Store.Fetch(context.Background(), d.f.Key)
+			if ferr == nil {
+				return f.Status != store.InProgress
+			}
+			if errors.Is(ferr, store.ErrNotFound) {
+				return true // durable, and pruned since
+			}
+			err = ferr
 		}
 		d.log.Error("cannot record that the fetch is "+what, "err", err)
 		if d.m.ctx.Err() != nil {

@@ -110,13 +110,22 @@ func (d *download) suspend() {
 	}
 }
 
-// cancelled removes the partial and then says so.
+// cancelled removes the partial and then says so. What cannot be removed is tried again: until it is gone, the fetch is
+// not cancelled. When the agent stops first, recovery settles it.
 func (d *download) cancelled() {
 	if h := d.m.cfg.hooks.cleanup; h != nil {
 		h(d.f.Key)
 	}
 	downloaded, total, _ := d.fl.progress.counts()
-	d.abort()
+	for err := d.abort(); err != nil; err = d.abort() {
+		d.log.Error("cannot remove the partial", "err", err)
+		if d.m.ctx.Err() != nil {
+			d.letGo()
+			return
+		}
+		d.fl.progress.beat()
+		d.m.pause(d.m.ctx, time.Second)
+	}
 	d.record("cancelled", func() error {
 		_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
 		return err
@@ -128,7 +137,11 @@ func (d *download) cancelled() {
 func (d *download) fail(err error) {
 	e := d.explain(err)
 	downloaded, total, tls := d.fl.progress.counts()
-	d.abort()
+	if err := d.abort(); err != nil {
+		// What is left is swept at the next start: no unfinished row owns it.
+		d.log.Error("cannot remove the partial", "err", err)
+		d.letGo()
+	}
 	attrs := []any{"code", e.Code, "err", err}
 	// Of what is behind a source's sentence only the network's error is told: a server may repeat passwords and URLs.
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
@@ -139,24 +152,27 @@ func (d *download) fail(err error) {
 		_, err := d.m.cfg.Store.Fail(d.f.Key, e.Code, e.Message, downloaded, total, tls)
 		return err
 	}) {
-		d.record("cancelled", func() error {
-			_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
-			return err
-		})
+		d.cancelled()
 	}
 }
 
-func (d *download) abort() {
-	var err error
+// abort removes the partial. After an error it may be called again.
+func (d *download) abort() error {
 	if d.w != nil {
-		err = d.w.Abort()
-	} else {
-		err = d.m.cfg.Slots.RemovePartial(d.f.Key)
+		return d.w.Abort()
 	}
-	if err != nil {
-		// What is left is swept at the next start: no unfinished row owns it.
-		d.log.Error("cannot remove the partial", "err", err)
+	return d.m.cfg.Slots.RemovePartial(d.f.Key)
+}
+
+// letGo gives the slot free, though the partial is still there.
+func (d *download) letGo() {
+	if d.w == nil {
+		return
 	}
+	if err := d.w.Suspend(); err != nil {
+		d.log.Warn("cannot close the partial", "err", err)
+	}
+	d.w = nil
 }
 
 // record repeats a status change until the database takes it: the disk may be full, or locked for a while. It

@@ -3,8 +3,11 @@ package fetch_test
 import (
 	"context"
 	"log/slog"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"slotfetch/fetch"
 	"slotfetch/fetch/fetchtest"
@@ -58,4 +61,68 @@ func TestCancelWhileFailing(t *testing.T) {
 	if f := b.until(key, final); f.Status != store.Cancelled {
 		t.Errorf("got %+v", f)
 	}
+}
+
+// TestCancelWithPartialLeft cancels a fetch whose partial cannot be removed: it is cancelled only once that is gone.
+func TestCancelWithPartialLeft(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(66, 4<<20)
+	stall := fetchtest.Whole(img)
+	stall.Fault, stall.After = fetchtest.Stall, 1<<20
+	dir := t.TempDir()
+	b := newBox(t, dir, func(c *fetch.Config) { c.CancelWait = 10 * time.Millisecond })
+	key := b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", stall.Serve), img.SHA256())
+	b.arrives(key, 1<<20)
+	part := filepath.Join(dir, "slots", ".part")
+	if out, err := exec.Command("chattr", "+i", part).CombinedOutput(); err != nil {
+		t.Skipf("cannot make a directory immutable here: %v %s", err, out)
+	}
+	thaw := func() { _ = exec.Command("chattr", "-i", part).Run() }
+	defer thaw()
+	for range 2 {
+		if out, f, err := b.fetch.Delete(context.Background(), key, admin); out != store.CancelRequested || f.Status != store.InProgress || err != nil {
+			t.Errorf("delete: %v, %s, %v", out, f.Status, err)
+		}
+	}
+	if p, err := b.slots.Partials(); err != nil || len(p) != 1 {
+		t.Fatalf("partials: %v, %v", p, err)
+	}
+	thaw()
+	if f := b.until(key, final); f.Status != store.Cancelled {
+		t.Errorf("got %+v", f)
+	}
+	b.noPartials()
+	if w, err := b.slots.Reserve(otherKey, nil, 0); err != nil || w.Slot() != 1 {
+		t.Errorf("the slot is not free: %v", err)
+	} else if err := w.Abort(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStopWithPartialLeft stops the agent while a partial cannot be removed: the cancel is completed at the next start.
+func TestStopWithPartialLeft(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(67, 4<<20)
+	stall := fetchtest.Whole(img)
+	stall.Fault, stall.After = fetchtest.Stall, 1<<20
+	dir := t.TempDir()
+	b := newBox(t, dir, func(c *fetch.Config) { c.CancelWait = 10 * time.Millisecond })
+	key := b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", stall.Serve), img.SHA256())
+	b.arrives(key, 1<<20)
+	part := filepath.Join(dir, "slots", ".part")
+	if out, err := exec.Command("chattr", "+i", part).CombinedOutput(); err != nil {
+		t.Skipf("cannot make a directory immutable here: %v %s", err, out)
+	}
+	thaw := func() { _ = exec.Command("chattr", "-i", part).Run() }
+	defer thaw()
+	if _, _, err := b.fetch.Delete(context.Background(), key, admin); err != nil {
+		t.Error(err)
+	}
+	b.close()
+	thaw()
+	b = newBox(t, dir, nil)
+	if f := b.get(key); f.Status != store.Cancelled {
+		t.Errorf("got %+v", f)
+	}
+	b.noPartials()
 }

@@ -144,13 +144,12 @@ func (w *Writer) moveInto(dir *os.Root) (err error) {
 }
 
 // Abort drops the partial durably and gives the slot free. After a Commit that failed half way it also takes
-// back what that had put into the slot. Calls after the first, and after Commit or Suspend, do nothing.
+// back what that had put into the slot. After an error the slot stays reserved, and Abort may be tried again, or Suspend
+// leaves what there is. Calls after success, and after Commit or Suspend, do nothing.
 func (w *Writer) Abort() error {
 	if w.closed {
 		return nil
 	}
-	w.closed = true
-	defer w.s.release(w.slot)
 	_ = w.closeFiles() // the bytes are to be thrown away: how they fared does not matter
 	var err error
 	if w.renamed {
@@ -160,6 +159,8 @@ func (w *Writer) Abort() error {
 	if err != nil {
 		return fmt.Errorf("cannot abort %s: %w", w.key, err)
 	}
+	w.closed = true
+	w.s.release(w.slot)
 	return nil
 }
 

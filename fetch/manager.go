@@ -245,10 +245,12 @@ func (m *Manager) Delete(ctx context.Context, key string, by store.Actor) (store
 		m.interrupt(key)
 		ctx, stop := context.WithTimeout(ctx, m.cfg.CancelWait)
 		defer stop()
+		before := m.live(f)
 		f, err := m.Wait(ctx, key, func(f store.Fetch) bool { return f.Status.Final() })
 		if errors.Is(err, store.ErrNotFound) {
 			// It was cancelled, and pruned by somebody else before we looked.
-			f.Status, err = store.Cancelled, nil
+			f, err = before, nil
+			f.Status, f.Phase, f.CancelRequested, f.BytesPerSecond, f.EndTime = store.Cancelled, "", false, nil, m.cfg.Now()
 		}
 		if err != nil && ctx.Err() != nil {
 			f, err = m.Get(context.WithoutCancel(ctx), key)

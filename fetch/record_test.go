@@ -126,3 +126,29 @@ func TestStopWithPartialLeft(t *testing.T) {
 	}
 	b.noPartials()
 }
+
+// TestPrunedUnderWaiter prunes a cancelled fetch before the DELETE that waits for the cancel looks: it still tells of
+// the fetch.
+func TestPrunedUnderWaiter(t *testing.T) {
+	img := fetchtest.NewImage(68, 4<<20)
+	stall := fetchtest.Whole(img)
+	stall.Fault, stall.After = fetchtest.Stall, 1<<20
+	var b *box
+	var key string
+	h := &acting{message: "fetch cancelled"} // in the row; who waits is not woken yet
+	h.act = func() {
+		if out, _, err := b.store.Delete(key, admin); out != store.Pruned || err != nil {
+			t.Errorf("prune: %v, %v", out, err)
+		}
+	}
+	b = newBox(t, t.TempDir(), func(c *fetch.Config) {
+		h.Handler = c.Log.Handler()
+		c.Log = slog.New(h)
+	})
+	key = b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", stall.Serve), img.SHA256())
+	b.arrives(key, 1<<20)
+	out, f, err := b.fetch.Delete(context.Background(), key, admin)
+	if out != store.CancelRequested || err != nil || f.Key != key || f.URL == "" || f.Status != store.Cancelled || f.EndTime.IsZero() || f.BytesDownloaded < 1<<20 {
+		t.Errorf("delete: %v, %+v, %v", out, f, err)
+	}
+}

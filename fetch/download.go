@@ -299,7 +299,11 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	d.validator, d.from = stream.Validator, c.url
 	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
 	if total >= 0 {
-		if err := d.w.Expect(total); err != nil {
+		var space *slots.SpaceError
+		switch err := d.w.Expect(total); {
+		case errors.As(err, &space):
+			return d.explain(err) // it may be a wrong length: another source may announce another
+		case err != nil:
 			return errWrite{err}
 		}
 	}

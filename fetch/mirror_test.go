@@ -83,3 +83,17 @@ func TestResumeAtMirror(t *testing.T) {
 		t.Errorf("the last request was for %s, %q", last.URL.Path, last.Header.Get("Range"))
 	}
 }
+
+// TestMirrorThatFits has a first server that announces more than any disk holds.
+func TestMirrorThatFits(t *testing.T) {
+	img := fetchtest.NewImage(12, 1<<20)
+	srv := fetchtest.NewHTTP(t, nil)
+	long := fetchtest.Whole(img)
+	long.Length = 9e18
+	b := newBox(t, t.TempDir(), nil)
+	f := b.until(b.mirrored(img.SHA256(), srv.Handle("/a.iso", long.Serve), srv.Handle("/b.iso", fetchtest.Whole(img).Serve)), final)
+	if f.Status != store.Finished || f.Attempts != 2 {
+		t.Fatalf("got %+v", f)
+	}
+	b.holds(*f.SlotID, img.SHA256())
+}

@@ -14,7 +14,7 @@ import (
 //	in progress, cancel requested             partial removed, cancelled
 //	in progress, downloading/waiting/verifying  queued; the partial kept only with a checkpoint
 //	in progress, installing, slot has the key finished
-//	in progress, installing, no such slot     queued from byte 0
+//	in progress, installing, no such slot     queued; the partial kept only with a checkpoint
 //	a partial of no unfinished fetch          removed
 //	a slot of no fetch                        kept: the disk is the truth
 func (m *Manager) recover() error {
@@ -63,8 +63,6 @@ func (m *Manager) recoverRow(f store.Fetch) (keep bool, err error) {
 			_, err := m.cfg.Store.Finish(f.Key, slot.ID, nil)
 			return false, err
 		}
-		_, err := m.cfg.Store.Requeue(f.Key, false, false)
-		return false, err
 	case f.CancelRequested:
 		if err := m.cfg.Slots.RemovePartial(f.Key); err != nil {
 			return false, err

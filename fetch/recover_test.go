@@ -204,7 +204,14 @@ func TestRecover(t *testing.T) {
 			c.installing()
 			c.partial(recoverKey, c.img.Size())
 			c.do(nil, os.Chmod(filepath.Join(c.dir, "slots", ".part", recoverKey+".partial"), 0o440))
-		}, store.Queued, 0, false, false, store.Finished},
+		}, store.Queued, half, true, false, store.Finished},
+		{"installing, image without a manifest, with a checkpoint", func(c *crashed) {
+			c.row(recoverKey)
+			c.claim()
+			c.checkpoint(half)
+			c.installing()
+			c.image("", "")
+		}, store.Queued, half, false, false, store.Finished},
 		{"installing, slot of another fetch", func(c *crashed) {
 			c.row(recoverKey)
 			c.claim()

@@ -44,6 +44,7 @@ type download struct {
 	noted      bool             // the row may have a checkpoint
 	unread     bool             // the partial is from an unclean stop and not read again yet
 	pending    int64            // bytes since a checkpoint was last due
+	received   int64            // bytes from sources in this run
 	savedAt    time.Time
 	began      time.Time
 }
@@ -308,7 +309,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	err = d.pipe.run(ctx, stream, d.digests, d.w, d.fl.progress.add, d.due, d.checkpoint)
+	err = d.pipe.run(ctx, stream, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
 	}
@@ -346,6 +347,12 @@ func (d *download) describe(err error, total int64) error {
 		of = fmt.Sprintf(" of %d", total)
 	}
 	return &source.Error{Code: e.Code, Class: e.Class, Err: e.Err, Message: fmt.Sprintf("%s after %d%s bytes.", what, d.w.Offset(), of)}
+}
+
+// receive counts n bytes that came from a source.
+func (d *download) receive(n int) {
+	d.received += int64(n)
+	d.fl.progress.add(n)
 }
 
 // due counts n bytes that are on their way to the disk. The writer may not be asked: it is at work.

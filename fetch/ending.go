@@ -46,9 +46,9 @@ func (d *download) install(ctx context.Context) error {
 	if err != nil {
 		return errWrite{err}
 	}
-	var rate *int64
-	if took := d.m.cfg.Now().Sub(d.began); took > 0 {
-		r := int64(float64(m.Size) / took.Seconds())
+	var rate *int64 // of this run: what earlier ones took is not known
+	if took := d.m.cfg.Now().Sub(d.began); took > 0 && d.received > 0 {
+		r := int64(float64(d.received) / took.Seconds())
 		rate = &r
 	}
 	d.record("finished", func() error {

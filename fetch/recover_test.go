@@ -2,7 +2,9 @@ package fetch_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"io"
@@ -389,3 +391,47 @@ func (h *awaited) Handle(_ context.Context, r slog.Record) error {
 }
 
 func (h *awaited) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+// TestRateAfterResume finishes a fetch of which all was there before, and one of which the half was: only what came in
+// this run counts for the rate.
+func TestRateAfterResume(t *testing.T) {
+	img := fetchtest.NewImage(69, 64<<10)
+	for name, there := range map[string]int64{"half": 32 << 10, "all": 64 << 10} {
+		t.Run(name, func(t *testing.T) {
+			clock := &jumpy{at: time.Now()}
+			c := &crashed{t: t, dir: t.TempDir(), img: img}
+			c.url = fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve)
+			var err error
+			if c.store, err = store.Open(filepath.Join(c.dir, "slotfetch.db"), store.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			d := sha256.New()
+			d.Write(img.Bytes()[:there])
+			sum, err := d.(encoding.BinaryMarshaler).MarshalBinary()
+			c.do(nil, err)
+			state, err := json.Marshal(map[string][]byte{"sha256": sum})
+			c.do(nil, err)
+			v, err := json.Marshal(source.Validator{ETag: fetchtest.Whole(img).ETag, Size: img.Size()})
+			c.do(nil, err)
+			c.row(recoverKey)
+			c.claim()
+			c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: there, State: state, Validator: string(v), Source: c.url}, img.Size(), nil))
+			c.do(c.store.Requeue(recoverKey, true, true))
+			c.partial(recoverKey, there)
+			c.do(nil, c.store.Close())
+			b := newBox(t, c.dir, func(cfg *fetch.Config) {
+				cfg.Now = clock.now
+				*cfg = cfg.WithHooks(func(string) { clock.jump(time.Hour) }, nil)
+			})
+			f := b.until(recoverKey, final)
+			switch missing := img.Size() - there; {
+			case f.Status != store.Finished:
+				t.Errorf("got %+v", f)
+			case missing == 0 && f.BytesPerSecond != nil:
+				t.Errorf("nothing came, at %d bytes a second", *f.BytesPerSecond)
+			case missing > 0 && (f.BytesPerSecond == nil || *f.BytesPerSecond != missing/3600):
+				t.Errorf("%d bytes came in an hour: %v a second", missing, f.BytesPerSecond)
+			}
+		})
+	}
+}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -52,14 +54,7 @@ type download struct {
 // run ends in exactly one of the five ways that a claimed fetch can.
 func (d *download) run(ctx context.Context) {
 	d.began = d.m.cfg.Now()
-	err := d.prepare(ctx)
-	if err == nil {
-		err = d.attempts(ctx)
-	}
-	if err == nil {
-		err = d.install(ctx)
-	}
-	switch {
+	switch err := d.bring(ctx); {
 	case err == nil:
 		return
 	case errors.Is(err, errShutdown):
@@ -69,6 +64,26 @@ func (d *download) run(ctx context.Context) {
 	default:
 		d.fail(err)
 	}
+}
+
+// bring does all that may succeed. A panic costs this fetch, not the agent.
+func (d *download) bring(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %T", p) // its text may be anything
+			if r, ok := p.(runtime.Error); ok {
+				err = fmt.Errorf("panic: %w", r)
+			}
+			d.log.Error("panic in a fetch", "err", err, "stack", string(debug.Stack()))
+		}
+	}()
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	if err := d.attempts(ctx); err != nil {
+		return err
+	}
+	return d.install(ctx)
 }
 
 // prepare finds out where from and where to.
@@ -186,6 +201,9 @@ func (d *download) attempts(ctx context.Context) error {
 			return err
 		}
 		d.log.Warn("attempt failed", "url", source.Redact(c.req.URL), "code", e.Code, "class", e.Class.String(), "bytes", d.w.Offset(), "err", e)
+		if p := (*source.PanicError)(nil); errors.As(err, &p) {
+			d.log.Error("panic in a source", "stack", p.Stack)
+		}
 		if (e.Code == "bad_resume" || e.Code == "range") && !restarted {
 			// The partial is worthless for this source: once more, from byte 0.
 			restarted = true

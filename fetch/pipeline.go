@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -96,6 +97,7 @@ type buffer struct {
 // pipeline moves a stream through the hasher and the writer, which work at the same time. Each worker has one; its
 // memory is mapped once and never seen by the collector.
 type pipeline struct {
+	all     [buffers]*buffer
 	free    chan *buffer
 	release func() error
 }
@@ -106,10 +108,21 @@ func newPipeline() (*pipeline, error) {
 		return nil, fmt.Errorf("cannot map buffers: %w", err)
 	}
 	p := &pipeline{free: make(chan *buffer, buffers), release: release}
-	for _, m := range mem {
-		p.free <- &buffer{mem: m}
+	for i, m := range mem {
+		p.all[i] = &buffer{mem: m}
+		p.free <- p.all[i]
 	}
 	return p, nil
+}
+
+// gather makes all buffers free again, also one that a panic took along. Nobody may be at work.
+func (p *pipeline) gather() {
+	for len(p.free) > 0 {
+		<-p.free
+	}
+	for _, b := range p.all {
+		p.free <- b
+	}
 }
 
 func (p *pipeline) close() error { return p.release() }
@@ -135,22 +148,39 @@ func (p *pipeline) run(ctx context.Context, src io.Reader, d *digests, w *slots.
 	wg.Go(func() {
 		for b := range writes {
 			if failed.Load() == nil {
-				if _, err := w.Write(b.mem[:b.n]); err != nil {
-					err = errWrite{err}
+				if err := write(w, b.mem[:b.n]); err != nil {
 					failed.Store(&err)
 				}
 			}
 			p.done(b)
 		}
 	})
+	end := sync.OnceFunc(func() {
+		close(hashes)
+		close(writes)
+		wg.Wait()
+		p.gather()
+	})
+	defer end() // after a panic
 	err := p.feed(ctx, src, hashes, writes, &failed, progress, due, idle)
-	close(hashes)
-	close(writes)
-	wg.Wait()
+	end()
 	if e := failed.Load(); e != nil {
 		return *e
 	}
 	return err
+}
+
+// write writes b. Its goroutine has nobody else to catch a panic.
+func write(w *slots.Writer, b []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errWrite{fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+		}
+	}()
+	if _, err := w.Write(b); err != nil {
+		return errWrite{err}
+	}
+	return nil
 }
 
 func (p *pipeline) done(b *buffer) {

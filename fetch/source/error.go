@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/textproto"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,6 +62,22 @@ func (e *Error) Unwrap() error { return e.Err }
 
 func malformed(err error) *Error {
 	return &Error{Code: "malformed_answer", Class: Permanent, Message: "The server sent a malformed answer.", Err: err}
+}
+
+// PanicError is the cause of an Error when what reads foreign bytes panicked.
+type PanicError struct {
+	Stack string
+	value any
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// caught, when deferred, makes an error of a panic. The FTP library can panic on a hostile reply (jlaffaye/ftp#451): that
+// costs one attempt, not the agent.
+func caught(err *error) {
+	if p := recover(); p != nil {
+		*err = malformed(&PanicError{Stack: string(debug.Stack()), value: p})
+	}
 }
 
 func schemeError(scheme string) *Error {

@@ -31,3 +31,12 @@ func Meter(rates ...float64) []int {
 	}
 	return said
 }
+
+// Panicking is a stream whose reader and closer panic.
+func Panicking() *Stream {
+	return &Stream{read: panicking{}, close: func() error { panic("close") }, wrap: classify, ended: func() error { return nil }}
+}
+
+type panicking struct{}
+
+func (panicking) Read([]byte) (int, error) { panic("read") }

@@ -118,11 +118,12 @@ type Stream struct {
 }
 
 // Read reads image bytes. Its errors are io.EOF, an [*Error], or the cause of the context when that is done.
-func (s *Stream) Read(p []byte) (int, error) {
+func (s *Stream) Read(p []byte) (n int, err error) {
+	defer caught(&err)
 	if err := s.ended(); err != nil { // a file, or a full buffer, would not notice
 		return 0, s.wrap(err)
 	}
-	n, err := s.read.Read(p)
+	n, err = s.read.Read(p)
 	if err != nil && err != io.EOF {
 		err = s.wrap(err)
 	}
@@ -130,7 +131,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 }
 
 // Close ends the transfer and the connection. Its error is nil or an [*Error].
-func (s *Stream) Close() error {
+func (s *Stream) Close() (err error) {
+	defer caught(&err)
 	if err := s.close(); err != nil {
 		return s.wrap(err)
 	}
@@ -193,14 +195,11 @@ func checkProxy(raw string) error {
 // the protocol allows. The error is an [*Error], or the cause of ctx when that is done.
 func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validator) (s *Stream, err error) {
 	defer func() {
-		// The FTP library can panic on a hostile reply (jlaffaye/ftp#451): that costs this attempt, not the agent.
-		if p := recover(); p != nil {
-			s, err = nil, malformed(fmt.Errorf("panic: %v", p))
-		}
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 	}()
+	defer caught(&err)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -44,6 +44,7 @@ type slotsConfig struct {
 type fetchConfig struct {
 	Workers      int      `toml:"workers"`
 	Connections  int      `toml:"connections"`
+	MaxSize      int64    `toml:"max_size"`
 	FileRoots    []string `toml:"file_roots"`
 	IdleTimeout  duration `toml:"idle_timeout"`
 	RetryRounds  int      `toml:"retry_rounds"`
@@ -108,6 +109,7 @@ func (c config) check() error {
 	want(c.Slots.Reserve >= 0, "slots.reserve must not be negative")
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
 	want(c.Fetch.Connections >= 0 && c.Fetch.Connections <= 16, "fetch.connections must be between 0 and 16, not %d", c.Fetch.Connections)
+	want(c.Fetch.MaxSize >= 0, "fetch.max_size must not be negative")
 	want(c.Fetch.RetryRounds >= 1, "fetch.retry_rounds must be at least 1, not %d", c.Fetch.RetryRounds)
 	_, port, err := net.SplitHostPort(c.API.Listen)
 	if err == nil {

@@ -129,7 +129,8 @@ func (d *daemon) openFetch() error {
 		return err
 	}
 	sc := source.Config{Egress: source.Egress{Allow: d.cfg.Egress.Allow, Deny: d.cfg.Egress.Deny}, FileRoots: d.cfg.Fetch.FileRoots,
-		UserAgent: "slotfetch/" + version, IdleTimeout: time.Duration(d.cfg.Fetch.IdleTimeout), Connections: d.cfg.Fetch.Connections}
+		UserAgent: "slotfetch/" + version, IdleTimeout: time.Duration(d.cfg.Fetch.IdleTimeout), Connections: d.cfg.Fetch.Connections,
+		MaxSize: d.cfg.Fetch.MaxSize}
 	if p := d.cfg.Proxy; p.HTTP != "" || p.HTTPS != "" {
 		sc.Proxy = &httpproxy.Config{HTTPProxy: p.HTTP, HTTPSProxy: p.HTTPS, NoProxy: p.NoProxy}
 		d.log.Info("a proxy is configured: it, not the egress policy, decides where names lead")

@@ -46,6 +46,9 @@ type Config struct {
 	LowSpeedLimit int64
 	LowSpeedTime  time.Duration
 
+	// MaxSize is the largest file that is read, in bytes; 0: any.
+	MaxSize int64
+
 	// Connections is how many a large HTTP download may use at a time, at most 16: 1 is never more than one, 0 begins with one
 	// and adds more, up to 8, while that makes it faster.
 	Connections int
@@ -219,6 +222,10 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 	if err != nil {
 		return nil, classify(err)
 	}
+	if err := c.bound(s); err != nil {
+		_ = s.close()
+		return nil, err
+	}
 	s.read = &paced{r: s.read, limit: c.cfg.LowSpeedLimit, over: c.cfg.LowSpeedTime, now: time.Now}
 	s.ended = ctx.Err
 	s.wrap = func(err error) error {
@@ -228,6 +235,55 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 		return classify(err)
 	}
 	return s, nil
+}
+
+// bound ends s where the file ends, whatever the server sends, and refuses a file that is too large.
+func (c *Client) bound(s *Stream) error {
+	size, most := s.Validator.Size, c.cfg.MaxSize
+	switch {
+	case most > 0 && size > most:
+		return tooLarge(size, most)
+	case size >= 0:
+		s.read = &bounded{r: s.read, left: max(0, size-s.Offset), whole: true,
+			over: &Error{Code: "too_long", Class: Permanent, Message: fmt.Sprintf("Longer than announced: the server sent more than %d bytes.", size)}}
+	case most > 0:
+		s.read = &bounded{r: s.read, left: max(0, most-s.Offset), over: tooLarge(size, most)}
+	}
+	return nil
+}
+
+func tooLarge(size, most int64) *Error {
+	has := "more"
+	if size >= 0 {
+		has = fmt.Sprintf("%d", size)
+	}
+	return &Error{Code: "too_large", Class: Human,
+		Message: fmt.Sprintf("The image has %s bytes; fetch.max_size allows %d. Raise it in the agent's configuration if it should.", has, most)}
+}
+
+// bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection.
+type bounded struct {
+	r     io.Reader
+	left  int64
+	whole bool
+	over  *Error
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		var more [1]byte
+		n, err := b.r.Read(more[:])
+		if n > 0 {
+			return 0, b.over
+		}
+		return 0, err
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	if err == io.EOF && b.whole && b.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // paced ends a transfer that is too slow to be one.

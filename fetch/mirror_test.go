@@ -1,7 +1,10 @@
 package fetch_test
 
 import (
+	"fmt"
+	"log/slog"
 	"net/url"
+	"slices"
 	"testing"
 
 	"slotfetch/fetch"
@@ -94,6 +97,38 @@ func TestMirrorThatFits(t *testing.T) {
 	f := b.until(b.mirrored(img.SHA256(), srv.Handle("/a.iso", long.Serve), srv.Handle("/b.iso", fetchtest.Whole(img).Serve)), final)
 	if f.Status != store.Finished || f.Attempts != 2 {
 		t.Fatalf("got %+v", f)
+	}
+	b.holds(*f.SlotID, img.SHA256())
+}
+
+// TestPartThatEndsEarly has parts that end before what they announced, in good order and in the middle of a block: each
+// checkpoint is where direct I/O can go on, and nothing but the rest of a block is fetched twice.
+func TestPartThatEndsEarly(t *testing.T) {
+	img := fetchtest.NewImage(16, 1<<20)
+	etag := fetchtest.Whole(img).ETag
+	part := func(from, to int) fetchtest.Handler {
+		return fetchtest.Raw(fmt.Sprintf("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n",
+			from, img.Size()-1, img.Size(), etag, to-from, img.Bytes()[from:to]))
+	}
+	srv := fetchtest.NewHTTP(t, nil)
+	cut := fetchtest.Whole(img)
+	cut.Fault, cut.After = fetchtest.FIN, 256<<10
+	var b *box
+	var key string
+	var offsets []int64
+	h := &acting{message: "attempt failed"}
+	h.act = func() { offsets = append(offsets, b.get(key).Checkpoint.Offset) }
+	began := make(chan struct{})
+	b = newBox(t, t.TempDir(), func(c *fetch.Config) {
+		h.Handler = c.Log.Handler()
+		c.Log = slog.New(h)
+	})
+	wait := func(x *fetchtest.Exchange) { <-began; cut.Serve(x) }
+	key = b.enqueue(srv.Handle("/a.iso", fetchtest.Sequence(wait, part(256<<10, 512<<10+100), part(512<<10, 768<<10+100), fetchtest.Whole(img).Serve)), img.SHA256())
+	close(began)
+	f := b.until(key, final)
+	if f.Status != store.Finished || !slices.Equal(offsets, []int64{256 << 10, 512 << 10, 768 << 10}) {
+		t.Fatalf("checkpoints at %v, got %+v", offsets, f)
 	}
 	b.holds(*f.SlotID, img.SHA256())
 }

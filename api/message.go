@@ -80,6 +80,12 @@ type FetchBody struct {
 	Attempts int `json:"attempts"`
 	// TLSVerified is null when no TLS was spoken yet.
 	TLSVerified *bool `json:"tls_verified"`
+	// ResumedFrom is the offset in bytes at which the last attempt went on; 0 if it began at the beginning.
+	ResumedFrom int64 `json:"resumed_from"`
+	// NextAttemptTime is when the next attempt comes; null unless the phase is waiting.
+	NextAttemptTime *string `json:"next_attempt_time"`
+	// Deduplicated tells that the slot had the image already, so that nothing was downloaded.
+	Deduplicated bool `json:"deduplicated"`
 	// Phase is downloading, waiting, verifying or installing; null unless in-progress.
 	Phase *string `json:"phase"`
 }
@@ -99,6 +105,7 @@ type FetchRequest struct {
 	Credentials *Credentials `json:"credentials,omitempty"`
 	TLS         *TLS         `json:"tls,omitempty"`
 	Mirrors     []string     `json:"mirrors,omitempty"`
+	Force       bool         `json:"force,omitempty"`
 }
 
 // Checksum holds the digests wanted, in hex.

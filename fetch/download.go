@@ -47,6 +47,7 @@ type download struct {
 	unread     bool             // the partial is from an unclean stop and not read again yet
 	pending    int64            // bytes since a checkpoint was last due
 	received   int64            // bytes from sources in this run
+	most       int64            // the furthest that an attempt got
 	savedAt    time.Time
 	began      time.Time
 }
@@ -77,6 +78,15 @@ func (d *download) bring(ctx context.Context) (err error) {
 			d.log.Error("panic in a fetch", "err", err, "stack", string(debug.Stack()))
 		}
 	}()
+	if limit := d.m.cfg.Deadline; limit > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadlineCause(ctx, d.f.StartTime.Add(limit), &source.Error{Code: "deadline", Class: source.Human,
+			Message: fmt.Sprintf("The fetch was not complete within %s (fetch.deadline).", limit)})
+		defer stop()
+	}
+	if done, err := d.reuse(ctx); done || err != nil {
+		return err
+	}
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -108,7 +118,8 @@ func (d *download) prepare(ctx context.Context) error {
 		return d.restart(ctx)
 	}
 	d.from, d.savedAt = cp.Source, d.m.cfg.Now()
-	if cp.Clean && d.digests.restore(cp.State) == nil {
+	verify := d.m.cfg.ResumeVerify
+	if (cp.Clean && verify != VerifyAlways || verify == VerifyNever) && d.digests.restore(cp.State) == nil {
 		return nil
 	}
 	d.unread = true
@@ -188,6 +199,9 @@ func (d *download) attempts(ctx context.Context) error {
 	i := max(0, slices.IndexFunc(d.candidates, func(c candidate) bool { return c.url == d.from })) // which can go on
 	restarted := false
 	for {
+		if err := d.spent(); err != nil {
+			return err
+		}
 		c := &d.candidates[i]
 		err := d.attempt(ctx, c)
 		if err == nil {
@@ -237,6 +251,19 @@ func (d *download) attempts(ctx context.Context) error {
 	}
 }
 
+// spent tells when all attempts together have received more than the image is worth: servers that break off and do
+// not resume must not cost traffic without end.
+func (d *download) spent() error {
+	_, total, _ := d.fl.progress.counts()
+	size := max(total, d.most)
+	got := d.f.BytesReceived + d.received
+	if f := d.m.cfg.MaxTraffic; size == 0 || f < 0 || float64(got) <= f*float64(size)+minProgress {
+		return nil
+	}
+	return &source.Error{Code: "traffic", Class: source.Human,
+		Message: fmt.Sprintf("%d bytes were received for an image of %d bytes, without getting it (fetch.max_traffic).", got, size)}
+}
+
 // next is the candidate after i that has not failed for good; wrapped tells that it does not come later in the list.
 func (d *download) next(i int) (next int, wrapped, ok bool) {
 	for k := 1; k <= len(d.candidates); k++ {
@@ -251,6 +278,8 @@ func (d *download) wait(ctx context.Context, delay time.Duration) error {
 	if err := d.phase(store.Waiting); err != nil {
 		return err
 	}
+	d.fl.progress.pause(delay)
+	d.m.notify()
 	d.log.Info("waiting to retry", "delay", delay.Round(time.Millisecond).String())
 	d.m.pause(ctx, delay)
 	if ctx.Err() != nil {
@@ -317,6 +346,9 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	total := stream.Validator.Size
 	d.validator, d.from = stream.Validator, c.url
 	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
+	if err := d.opened(stream); err != nil {
+		return err
+	}
 	if total >= 0 {
 		var space *slots.SpaceError
 		switch err := d.w.Expect(total); {
@@ -353,6 +385,19 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	return d.describe(err, total)
 }
 
+// opened notes where an attempt begins.
+func (d *download) opened(s *source.Stream) error {
+	d.fl.progress.resumed(s.Offset)
+	_, err := d.m.cfg.Store.Opened(d.f.Key, s.Offset, d.f.BytesReceived+d.received, max(s.Validator.Size, 0), s.TLSVerified)
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err != nil {
+		d.log.Error("cannot note the attempt", "err", err) // it is for people; the next row that is written knows more
+	}
+	return nil
+}
+
 // describe adds to a broken connection how far it got.
 func (d *download) describe(err error, total int64) error {
 	var e *source.Error
@@ -370,7 +415,7 @@ func (d *download) describe(err error, total int64) error {
 // receive counts n bytes that came from a source.
 func (d *download) receive(n int) {
 	d.received += int64(n)
-	d.fl.progress.add(n)
+	d.most = max(d.most, d.fl.progress.add(n))
 }
 
 // due counts n bytes that are on their way to the disk. The writer may not be asked: it is at work.

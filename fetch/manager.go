@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,11 +40,30 @@ type Config struct {
 	CheckpointEvery time.Duration
 	// Retry says how long temporary failures are borne.
 	Retry Retry
+	// Deadline is how long a fetch may take from its first start, over all attempts and restarts; 0: for ever.
+	Deadline time.Duration
+	// MaxTraffic bounds what all attempts of a fetch may receive, as a multiple of the image's size (default 5; below 0:
+	// no bound).
+	MaxTraffic float64
+	// ResumeVerify says when a partial is read again before it is continued (default VerifyUnclean).
+	ResumeVerify ResumeVerify
 	// CancelWait is how long a DELETE waits for the end of a running fetch (default 30 s).
 	CancelWait time.Duration
 
 	hooks hooks
 }
+
+// ResumeVerify is when the hash of a partial is made anew from its bytes, rather than taken from the checkpoint.
+type ResumeVerify int
+
+const (
+	// VerifyUnclean: after a crash or a power cut, which may have torn what was written.
+	VerifyUnclean ResumeVerify = iota
+	// VerifyAlways: after each restart of the agent.
+	VerifyAlways
+	// VerifyNever: only if the checkpoint's hash cannot be restored.
+	VerifyNever
+)
 
 // hooks let tests hold up a fetch where timing matters; all nil otherwise.
 type hooks struct {
@@ -90,6 +110,9 @@ func Open(cfg Config) (*Manager, error) {
 	}
 	if cfg.CancelWait == 0 {
 		cfg.CancelWait = 30 * time.Second
+	}
+	if cfg.MaxTraffic == 0 {
+		cfg.MaxTraffic = 5
 	}
 	cfg.Retry = cfg.Retry.withDefaults()
 	if len(cfg.SealKey) != SealKeySize {
@@ -147,7 +170,8 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// Enqueue accepts q; when it returns, the row is durable.
+// Enqueue accepts q; when it returns, the row is durable. It is finished at once if a slot has the image. A request that
+// was made before under the same idempotency key gives the fetch of then; [ErrOtherRequest] if it was another one.
 func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 	key := uuid.NewString()
 	secrets, err := seal(m.cfg.SealKey, key, q.Secrets)
@@ -155,21 +179,38 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 		return store.Fetch{}, err
 	}
 	f := store.Fetch{Key: key, URL: q.URL.String(), SHA256: q.SHA256, SHA512: q.SHA512, WantSlot: q.Slot,
-		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Secrets: secrets}
+		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Force: q.Force, Idempotency: q.Idempotency, Secrets: secrets}
 	for _, u := range q.Mirrors {
 		f.Mirrors = append(f.Mirrors, u.String())
 	}
-	f, err = m.cfg.Store.Enqueue(f, by)
+	if q.Idempotency != "" {
+		if f.RequestHash, err = requestHash(m.cfg.SealKey, q); err != nil {
+			return store.Fetch{}, err
+		}
+	}
+	var out store.Fetch
+	if s := m.holder(f); s != nil {
+		out, err = m.cfg.Store.EnqueueFinished(f, s.ID, s.Manifest.Size, by)
+	} else {
+		out, err = m.cfg.Store.Enqueue(f, by)
+	}
+	if errors.Is(err, store.ErrExists) && out.Key != "" {
+		if !hmac.Equal(out.RequestHash, f.RequestHash) {
+			return store.Fetch{}, ErrOtherRequest
+		}
+		m.cfg.Log.Info("fetch asked for again", "key", out.Key, "by", by.Name)
+		return m.live(out), nil
+	}
 	// Also after an error, which may hide a row that is durable.
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
 	if err != nil {
-		return f, err
+		return out, err
 	}
-	m.cfg.Log.Info("fetch queued", "key", key, "url", source.Redact(q.URL), "by", by.Name)
-	return f, nil
+	m.cfg.Log.Info("fetch "+string(out.Status), "key", key, "url", source.Redact(q.URL), "by", by.Name)
+	return out, nil
 }
 
 // Get is one fetch as it is now; store.ErrNotFound if there is none.
@@ -354,7 +395,7 @@ func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	defer cancel(nil)
 	fl := &flight{cancel: cancel}
 	fl.progress.now, fl.progress.alive, fl.progress.phase = m.cfg.Now, m.cfg.Now(), store.Downloading
-	fl.progress.attempts, fl.progress.tlsVerified = f.Attempts, f.TLSVerified
+	fl.progress.attempts, fl.progress.tlsVerified, fl.progress.resumedFrom = f.Attempts, f.TLSVerified, f.ResumedFrom
 	m.mu.Lock()
 	m.flights[f.Key] = fl
 	m.mu.Unlock()

@@ -78,7 +78,7 @@ func (b *box) enqueue(raw, sha256 string) string {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	f, err := b.fetch.Enqueue(fetch.Request{URL: u, SHA256: sha256}, admin)
+	f, err := b.fetch.Enqueue(fetch.Request{URL: u, SHA256: sha256, Force: true}, admin)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -20,6 +20,8 @@ type progress struct {
 	downloaded  int64
 	total       int64 // 0: unknown
 	tlsVerified *bool
+	resumedFrom int64
+	next        time.Time // when the next attempt comes; zero unless waiting
 	samples     []sample  // oldest first, spanning about rateSpan
 	alive       time.Time // the last sign of life
 }
@@ -29,20 +31,28 @@ type sample struct {
 	bytes int64
 }
 
-// add counts bytes read.
-func (p *progress) add(n int) {
+// add counts bytes read and gives the count.
+func (p *progress) add(n int) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.downloaded += int64(n)
 	now := p.now()
 	p.alive = now
 	if k := len(p.samples); k > 0 && now.Sub(p.samples[k-1].at) < rateSpan/20 {
-		return
+		return p.downloaded
 	}
 	for len(p.samples) > 1 && now.Sub(p.samples[1].at) >= rateSpan {
 		p.samples = p.samples[1:]
 	}
 	p.samples = append(p.samples, sample{now, p.downloaded})
+	return p.downloaded
+}
+
+// resumed notes where the attempt began.
+func (p *progress) resumed(from int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resumedFrom = from
 }
 
 // stream notes where an attempt's bytes begin and how many there will be.
@@ -77,10 +87,17 @@ func (p *progress) silent() time.Duration {
 func (p *progress) set(phase store.Phase, attempts int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.phase, p.attempts, p.alive = phase, attempts, p.now()
+	p.phase, p.attempts, p.alive, p.next = phase, attempts, p.now(), time.Time{}
 	if phase != store.Downloading {
 		p.samples = nil
 	}
+}
+
+// pause notes that the fetch waits for d.
+func (p *progress) pause(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next = p.now().Add(d)
 }
 
 // counts are the bytes so far and the total, 0 if unknown.
@@ -95,7 +112,7 @@ func (p *progress) overlay(f store.Fetch) store.Fetch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.BytesDownloaded, f.BytesTotal = p.downloaded, p.total
-	f.Attempts = max(f.Attempts, p.attempts)
+	f.Attempts, f.ResumedFrom, f.NextAttempt = max(f.Attempts, p.attempts), p.resumedFrom, p.next
 	if p.tlsVerified != nil {
 		f.TLSVerified = p.tlsVerified
 	}

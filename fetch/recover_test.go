@@ -41,7 +41,7 @@ type crashed struct {
 
 // row adds a queued fetch.
 func (c *crashed) row(key string) {
-	c.do(c.store.Enqueue(store.Fetch{Key: key, URL: c.url, SHA256: c.img.SHA256()}, admin))
+	c.do(c.store.Enqueue(store.Fetch{Key: key, URL: c.url, SHA256: c.img.SHA256(), Force: true}, admin))
 }
 
 // do takes the results of a transition, which has to succeed.

@@ -4,8 +4,8 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 
@@ -29,6 +29,10 @@ type Request struct {
 	Slot           *int
 	TLSVerify      *bool
 	TLSCA          string
+	// Force asks for a download though a slot has the image.
+	Force bool
+	// Idempotency is the caller's own key for this request; a second request under it gives the first fetch. Empty: none.
+	Idempotency string `json:"-"`
 }
 
 // Secrets are the credentials of a fetch; sealed while it is queued, erased when it is final.
@@ -89,7 +93,25 @@ func ParseRequest(o api.Object, p Policy) (Request, error) {
 	if q.Slot != nil && !p.ValidSlot(*q.Slot) {
 		return q, api.Semantic("slot_id", p.Slots)
 	}
+	force, err := o.Bool("force")
+	if err != nil {
+		return q, err
+	}
+	q.Force = force != nil && *force
 	return q, first(q.credentials(o), q.tls(o), q.mirrors(o, p))
+}
+
+// idempotencyKey checks the header Idempotency-Key, whose absence is fine.
+func idempotencyKey(h http.Header) (string, error) {
+	const most = 255
+	values := h.Values("Idempotency-Key")
+	if len(values) == 0 {
+		return "", nil
+	}
+	if s := values[0]; len(values) == 1 && s != "" && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return s, nil
+	}
+	return "", api.Semantic("Idempotency-Key", fmt.Sprintf("one header of 1 to %d printable ASCII characters", most))
 }
 
 func first(errs ...error) error {

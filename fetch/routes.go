@@ -45,7 +45,13 @@ func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
+	if q.Idempotency, err = idempotencyKey(r.Header); err != nil {
+		return api.Reply{}, err
+	}
 	f, err := m.Enqueue(q, actor(r))
+	if errors.Is(err, ErrOtherRequest) {
+		return api.Reply{}, api.Conflict("The Idempotency-Key was used for another request. Use a new one for each fetch.", map[string]any{"reason": "idempotency-key"})
+	}
 	if store.Full(err) {
 		return api.Reply{}, &api.Error{Status: http.StatusInsufficientStorage, Type: "InsufficientStorage",
 			Message: "The fetch could not be stored: the disk is full. Make room and try again.", Err: err}
@@ -153,6 +159,7 @@ func (m *Manager) document(f store.Fetch, parent string) api.Fetch {
 		Status: string(f.Status), Info: info(f), BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal,
 		SlotID: f.SlotID, StartTime: api.FormatTime(f.StartTime), URL: f.URL, EndTime: api.FormatTime(f.EndTime),
 		BytesPerSecond: f.BytesPerSecond, Attempts: f.Attempts, TLSVerified: f.TLSVerified,
+		ResumedFrom: f.ResumedFrom, NextAttemptTime: api.FormatTime(f.NextAttempt), Deduplicated: f.Deduplicated,
 	}
 	if f.SHA256 != "" {
 		b.SHA256 = &f.SHA256

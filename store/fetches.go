@@ -60,6 +60,12 @@ type Fetch struct {
 	WantSlot       *int
 	TLSVerify      *bool
 	TLSCA          string
+	// Force asks for a download though a slot has the image.
+	Force bool
+	// Idempotency is the caller's own key for the request, empty if there is none; RequestHash tells apart two requests
+	// under one key.
+	Idempotency string
+	RequestHash []byte
 	// Secrets are sealed; nil when there are none, and always once final.
 	Secrets   []byte
 	CreatedBy string
@@ -67,11 +73,17 @@ type Fetch struct {
 	CreatedAt, StartTime, EndTime time.Time // zero if not yet
 	Attempts                      int
 	BytesDownloaded, BytesTotal   int64
-	BytesPerSecond                *int64
-	TLSVerified                   *bool
-	SlotID                        *int
-	ErrorCode, Error              string
-	Checkpoint                    Checkpoint
+	// ResumedFrom is the offset at which the last attempt began; BytesReceived is what all attempts before it moved.
+	ResumedFrom, BytesReceived int64
+	BytesPerSecond             *int64
+	TLSVerified                *bool
+	SlotID                     *int
+	// Deduplicated tells that the slot had the image already.
+	Deduplicated     bool
+	ErrorCode, Error string
+	// NextAttempt is when a waiting fetch is tried again. It is not stored: only the agent that runs it knows.
+	NextAttempt time.Time
+	Checkpoint  Checkpoint
 }
 
 // Checkpoint is how far the partial is durable, with what it takes to go on from there. The zero value means byte 0.
@@ -92,23 +104,23 @@ type Actor struct {
 }
 
 const fetchColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, mirrors, coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, coalesce(tls_ca, ''), secrets, created_by, created_at, start_time, end_time, attempts,
-	bytes_downloaded, bytes_total, bytes_per_second, tls_verified, slot_id, coalesce(error_code, ''), coalesce(error, ''),
-	cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
+	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, secrets, created_by, created_at,
+	start_time, end_time, attempts, bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified,
+	slot_id, deduplicated, coalesce(error_code, ''), coalesce(error, ''), cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
 
 // listColumns leave out what may be large and no list needs: a row may have 64 KiB of certificates alone.
 const listColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, '[]', coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, '', NULL, created_by, created_at, start_time, end_time, attempts,
-	bytes_downloaded, bytes_total, bytes_per_second, tls_verified, slot_id, coalesce(error_code, ''), coalesce(error, ''),
-	cp_offset, NULL, '', '', cp_clean`
+	want_slot, tls_verify, '', force, '', NULL, NULL, created_by, created_at, start_time, end_time, attempts,
+	bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified, slot_id, deduplicated,
+	coalesce(error_code, ''), coalesce(error, ''), cp_offset, NULL, '', '', cp_clean`
 
 func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	var f Fetch
 	var mirrors string
 	var created, start, end sql.NullInt64
 	err := row.Scan(&f.Seq, &f.Key, &f.Status, &f.Phase, &f.CancelRequested, &f.URL, &mirrors, &f.SHA256, &f.SHA512,
-		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
-		&f.BytesDownloaded, &f.BytesTotal, &f.BytesPerSecond, &f.TLSVerified, &f.SlotID, &f.ErrorCode, &f.Error,
+		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
+		&f.BytesDownloaded, &f.BytesTotal, &f.ResumedFrom, &f.BytesReceived, &f.BytesPerSecond, &f.TLSVerified, &f.SlotID, &f.Deduplicated, &f.ErrorCode, &f.Error,
 		&f.Checkpoint.Offset, &f.Checkpoint.State, &f.Checkpoint.Validator, &f.Checkpoint.Source, &f.Checkpoint.Clean)
 	if errors.Is(err, sql.ErrNoRows) {
 		return f, ErrNotFound
@@ -120,18 +132,43 @@ func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	return f, json.Unmarshal([]byte(mirrors), &f.Mirrors)
 }
 
-// Enqueue adds f, of which only the fields that describe the request count, at the end of the queue.
+// Enqueue adds f, of which only the fields that describe the request count, at the end of the queue. If the caller has
+// used the same idempotency key before, the fetch of then is returned instead, with [ErrExists].
 func (s *Store) Enqueue(f Fetch, by Actor) (Fetch, error) {
+	return s.enqueue(f, by, `'queued', NULL, NULL, 0, 0, NULL, 0`)
+}
+
+// EnqueueFinished adds f as finished: its image, of size bytes, is in slot already. Otherwise it is like Enqueue.
+func (s *Store) EnqueueFinished(f Fetch, slot int, size int64, by Actor) (Fetch, error) {
+	now := millis(s.now())
+	return s.enqueue(f, by, `'finished', ?, ?, ?, ?, ?, 1`, now, now, size, size, slot)
+}
+
+func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, error) {
 	mirrors, err := json.Marshal(append([]string{}, f.Mirrors...))
 	if err != nil {
 		return Fetch{}, err
 	}
+	secrets := f.Secrets
+	if len(args) > 0 {
+		secrets = nil // a final row has none
+	}
 	var out Fetch
 	err = s.update(func(tx *sql.Tx) error {
+		if f.Idempotency != "" {
+			out, err = scanFetch(tx.QueryRow(`SELECT `+fetchColumns+` FROM fetches WHERE created_by = ? AND idem_key = ?`, by.Name, f.Idempotency))
+			if err == nil {
+				return ErrExists
+			} else if !errors.Is(err, ErrNotFound) {
+				return err
+			}
+		}
 		out, err = scanFetch(tx.QueryRow(`INSERT INTO fetches
-			(key, status, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, secrets, created_by, created_at)
-			VALUES (?, 'queued', ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, ?, ?) RETURNING `+fetchColumns,
-			f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Secrets, by.Name, millis(s.now())))
+			(status, start_time, end_time, bytes_downloaded, bytes_total, slot_id, deduplicated,
+			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash, secrets, created_by, created_at)
+			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?, ?, ?, ?) RETURNING `+fetchColumns,
+			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash,
+				secrets, by.Name, millis(s.now()))...))
 		if err != nil {
 			return err
 		}
@@ -140,6 +177,9 @@ func (s *Store) Enqueue(f Fetch, by Actor) (Fetch, error) {
 	var e sqlite3.Error
 	if errors.As(err, &e) && e.ExtendedCode == sqlite3.ErrConstraintUnique {
 		return Fetch{}, ErrExists
+	}
+	if errors.Is(err, ErrExists) {
+		return out, err
 	}
 	if err != nil {
 		return Fetch{}, fmt.Errorf("cannot enqueue fetch: %w", err)
@@ -190,6 +230,20 @@ const running = `status = 'in-progress' AND phase <> 'installing' AND cancel_req
 // BeginAttempt counts an attempt and sets the phase to downloading.
 func (s *Store) BeginAttempt(key string) (Fetch, error) {
 	return s.change("begin an attempt of", key, `phase = 'downloading', attempts = attempts + 1`, running)
+}
+
+// Opened notes that an attempt has its stream: where it begins, how much was received by the attempts before, how
+// much there will be (0: unknown), and how TLS did.
+func (s *Store) Opened(key string, from, received, total int64, tlsVerified *bool) (Fetch, error) {
+	return s.change("note an attempt of", key, `resumed_from = ?, bytes_received = ?, bytes_total = ?, tls_verified = coalesce(?, tls_verified)`, running,
+		from, received, total, tlsVerified)
+}
+
+// Deduplicate finishes a fetch without a download: its image, of size bytes, is in slot already.
+func (s *Store) Deduplicate(key string, slot int, size int64) (Fetch, error) {
+	defer s.scrub()
+	return s.change("finish", key, `status = 'finished', slot_id = ?, deduplicated = 1, bytes_downloaded = ?, bytes_total = ?, bytes_per_second = NULL, `+final,
+		running, slot, size, size, millis(s.now()))
 }
 
 // SetPhase notes the phase waiting or verifying, with the counts to show should the agent stop here. The other two

@@ -111,6 +111,8 @@ func TestTransitions(t *testing.T) {
 		allowed map[string]string
 	}{
 		{"BeginAttempt", func() (store.Fetch, error) { return s.BeginAttempt("k") }, working("in-progress/downloading")},
+		{"Opened", func() (store.Fetch, error) { return s.Opened("k", 4, 2, 9, ptr(true)) }, stay},
+		{"Deduplicate", func() (store.Fetch, error) { return s.Deduplicate("k", 3, 9) }, working("finished/")},
 		{"SetPhase waiting", func() (store.Fetch, error) { return s.SetPhase("k", store.Waiting, 4, 9) }, working("in-progress/waiting")},
 		{"SetPhase verifying", func() (store.Fetch, error) { return s.SetPhase("k", store.Verifying, 4, 9) }, working("in-progress/verifying")},
 		{"SaveCheckpoint", func() (store.Fetch, error) {
@@ -639,5 +641,47 @@ func TestListWhileRowsGo(t *testing.T) {
 	})
 	if d := cmp.Diff([]any{true, store.Page + 1}, []any{errors.Is(err, stop), count}); d != "" {
 		t.Error(d)
+	}
+}
+
+// A key of the caller's own gives the first fetch again, for as long as its entry is there, and to that caller only.
+func TestIdempotency(t *testing.T) {
+	t.Parallel()
+	s, _ := fresh(t)
+	order := func(key, idem string, by store.Actor) (store.Fetch, error) {
+		return s.Enqueue(store.Fetch{Key: key, URL: "https://h/" + key, Idempotency: idem, RequestHash: []byte(key)}, by)
+	}
+	bob := store.Actor{Name: "bob"}
+	first := must[store.Fetch](t)(order("a", "once", admin))
+	equal(t, "once", first.Idempotency)
+	again, err := order("b", "once", admin)
+	if !errors.Is(err, store.ErrExists) {
+		t.Errorf("error %v", err)
+	}
+	equal(t, first, again)
+	again, err = s.EnqueueFinished(store.Fetch{Key: "c", URL: "https://h/c", Idempotency: "once"}, 1, 9, admin)
+	if !errors.Is(err, store.ErrExists) || again.Key != "a" {
+		t.Errorf("error %v, %+v", err, again)
+	}
+	must[store.Fetch](t)(order("d", "once", bob))
+	must[store.Fetch](t)(order("e", "", admin))
+	must[store.Fetch](t)(order("f", "", admin))
+	equal(t, 4, len(all(t, s)))
+	for range 2 { // cancel, then prune
+		_, _, err := s.Delete("a", admin)
+		ok(t, err)
+	}
+	must[store.Fetch](t)(order("g", "once", admin))
+}
+
+func TestEnqueueFinished(t *testing.T) {
+	t.Parallel()
+	s, _ := fresh(t)
+	f := must[store.Fetch](t)(s.EnqueueFinished(store.Fetch{Key: "k", URL: "https://h/x", SHA256: "ab", Secrets: []byte("sealed")}, 3, 9, admin))
+	equal(t, store.Fetch{Seq: 1, Key: "k", Status: store.Finished, URL: "https://h/x", Mirrors: []string{}, SHA256: "ab", CreatedBy: "ann",
+		CreatedAt: t0, StartTime: t0, EndTime: t0, BytesDownloaded: 9, BytesTotal: 9, SlotID: ptr(3), Deduplicated: true}, f)
+	equal(t, []store.Fetch{f}, all(t, s))
+	if _, found, err := s.Claim(); found || err != nil {
+		t.Errorf("a worker gets it: %v", err)
 	}
 }

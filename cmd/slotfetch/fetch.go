@@ -29,6 +29,7 @@ type fetch struct {
 	credentials string
 	ca          string
 	tlsVerify   bool
+	force       bool
 	wait        bool
 	detach      bool
 }
@@ -41,7 +42,8 @@ func (a *app) fetchCommand() *cobra.Command {
 		Short:      "Fetch an image into a slot",
 		Long: `Tell the box to fetch the image at URL into a slot. The box downloads it itself, so URL must
 be reachable from there; http, https, ftp and ftps are possible, and file where the box
-allows it. Nothing is installed unless the SHA-256 is right, and no image is overwritten.
+allows it. Nothing is installed unless the SHA-256 is right, and no image is overwritten. If a
+slot has the image already, the fetch is finished at once without a download.
 
 --sha256 takes 64 hex digits; or a line as sha256sum prints it; or a file of such lines, of
 which the one with the name of the image is taken (- reads them from stdin).
@@ -65,6 +67,7 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE of such lines (required)")
 	f.flags.StringVar(&f.sha512, "sha512", "", "a SHA-512 `DIGEST` to check in addition, in the same forms")
 	f.flags.IntVar(&f.slot, "slot", 0, "fetch into slot `N`, which must be empty (default: the lowest empty one)")
+	f.flags.BoolVar(&f.force, "force", false, "download the image also if a slot of the box has it already")
 	f.flags.StringArrayVar(&f.mirrors, "mirror", nil, "another `URL` of the same image, tried after the first; may be repeated")
 	f.flags.StringVar(&f.credentials, "credentials-file", "", "`FILE` with the user name and the password for the server of URL, one a line; - is stdin")
 	f.flags.StringVar(&f.ca, "ca", "", "the server of the image must be signed by a CA in `FILE` (PEM)")
@@ -132,7 +135,7 @@ func (f *fetch) waits() bool {
 
 // request checks what can be checked here, because the remedy is nearer than in an answer of the box.
 func (f *fetch) request(rawURL string) (api.FetchRequest, error) {
-	r := api.FetchRequest{URL: rawURL, Mirrors: f.mirrors}
+	r := api.FetchRequest{URL: rawURL, Mirrors: f.mirrors, Force: f.force}
 	if err := f.checkURLs(rawURL); err != nil {
 		return r, err
 	}

@@ -145,6 +145,9 @@ func progressText(b api.FetchBody) string {
 
 // finishedText is the sentence at the end of a good fetch.
 func finishedText(f api.Fetch) string {
+	if f.Body.Deduplicated && f.Body.SlotID != nil {
+		return fmt.Sprintf("Fetch %s finished: slot %d has this image already; nothing was downloaded.", f.Key, *f.Body.SlotID)
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "Fetch %s finished: ", f.Key)
 	if f.Body.SlotID != nil {

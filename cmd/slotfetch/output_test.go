@@ -60,6 +60,9 @@ body:
   eta_seconds: null
   attempts: 0
   tls_verified: null
+  resumed_from: 0
+  next_attempt_time: null
+  deduplicated: false
   phase: null
 meta:
   href: /api/firmware/fetch/` + otherKey + `

@@ -380,10 +380,10 @@ func order(url, sha256 string, more ...any) string {
 	return string(text)
 }
 
-// fetch starts a job and gives its path.
+// fetch starts a job and gives its path. It is forced: few tests mean an image that a slot has already.
 func (c *client) fetch(t *testing.T, url, sha256 string, more ...any) string {
 	t.Helper()
-	return c.do(t, "POST", fetches, order(url, sha256, more...)).want(t, 202).str("meta.href")
+	return c.do(t, "POST", fetches, order(url, sha256, append([]any{"force", true}, more...)...)).want(t, 202).str("meta.href")
 }
 
 // await asks for a job until it is as wanted.

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"path/filepath"
 	"time"
+
+	"slotfetch/fetch"
 )
 
 // config is the whole configuration; slotfetchd.conf(5) describes each key. Only this package reads it.
@@ -50,6 +52,9 @@ type fetchConfig struct {
 	RetryRounds  int      `toml:"retry_rounds"`
 	RetryInitial duration `toml:"retry_initial"`
 	RetryMax     duration `toml:"retry_max"`
+	Deadline     optional `toml:"deadline"`
+	MaxTraffic   float64  `toml:"max_traffic"`
+	ResumeVerify string   `toml:"resume_verify"`
 }
 
 type egressConfig struct {
@@ -80,6 +85,25 @@ func (d *duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// optional is a duration that may be "", for none.
+type optional time.Duration
+
+func (o *optional) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*o = 0
+		return nil
+	}
+	return (*duration)(o).UnmarshalText(text)
+}
+
+// MarshalText writes the form that UnmarshalText reads.
+func (o optional) MarshalText() ([]byte, error) {
+	if o == 0 {
+		return nil, nil
+	}
+	return duration(o).MarshalText()
+}
+
 // MarshalText writes the form that UnmarshalText reads.
 func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
@@ -90,9 +114,11 @@ func defaults() config {
 		Local:    localConfig{Socket: "/run/slotfetch/api.sock"},
 		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20},
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
-			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute)},
+			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean"},
 	}
 }
+
+var resumeVerify = map[string]fetch.ResumeVerify{"unclean": fetch.VerifyUnclean, "always": fetch.VerifyAlways, "never": fetch.VerifyNever}
 
 // check finds everything that is wrong at once.
 func (c config) check() error {
@@ -110,6 +136,9 @@ func (c config) check() error {
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
 	want(c.Fetch.Connections >= 0 && c.Fetch.Connections <= 16, "fetch.connections must be between 0 and 16, not %d", c.Fetch.Connections)
 	want(c.Fetch.MaxSize >= 0, "fetch.max_size must not be negative")
+	want(c.Fetch.MaxTraffic >= 1 || c.Fetch.MaxTraffic == 0, "fetch.max_traffic must be at least 1, or 0 for no bound, not %g", c.Fetch.MaxTraffic)
+	_, known := resumeVerify[c.Fetch.ResumeVerify]
+	want(known, "fetch.resume_verify must be unclean, always or never, not %q", c.Fetch.ResumeVerify)
 	want(c.Fetch.RetryRounds >= 1, "fetch.retry_rounds must be at least 1, not %d", c.Fetch.RetryRounds)
 	_, port, err := net.SplitHostPort(c.API.Listen)
 	if err == nil {

@@ -139,8 +139,14 @@ func (d *daemon) openFetch() error {
 	if err != nil {
 		return err
 	}
-	d.fetch, err = fetch.Open(fetch.Config{Store: d.store, Slots: d.slots, Source: client, SealKey: key, Log: d.log, Workers: d.cfg.Fetch.Workers,
-		Retry: fetch.Retry{Rounds: d.cfg.Fetch.RetryRounds, Initial: time.Duration(d.cfg.Fetch.RetryInitial), Max: time.Duration(d.cfg.Fetch.RetryMax)}})
+	c := d.cfg.Fetch
+	traffic := c.MaxTraffic
+	if traffic == 0 {
+		traffic = -1 // no bound
+	}
+	d.fetch, err = fetch.Open(fetch.Config{Store: d.store, Slots: d.slots, Source: client, SealKey: key, Log: d.log, Workers: c.Workers,
+		Retry:    fetch.Retry{Rounds: c.RetryRounds, Initial: time.Duration(c.RetryInitial), Max: time.Duration(c.RetryMax)},
+		Deadline: time.Duration(c.Deadline), MaxTraffic: traffic, ResumeVerify: resumeVerify[c.ResumeVerify]})
 	return err
 }
 

@@ -146,7 +146,7 @@ func (w *journalWriter) Write(p []byte) (int, error) {
 func (m *multi) start(t *testing.T, env []string, args ...string) *script {
 	t.Helper()
 	_ = os.Remove(m.log)
-	s := &script{m: m, cmd: exec.Command("../../scripts/multi-box", args...), done: make(chan struct{})}
+	s := &script{m: m, cmd: exec.Command("../../scripts/multi-box", append([]string{"--force"}, args...)...), done: make(chan struct{})}
 	s.cmd.Env = append(append(os.Environ(), "PATH="+filepath.Join(m.dir, "bin")+":"+os.Getenv("PATH"), "TMPDIR="+m.temp), env...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -390,7 +390,7 @@ func (x *torture) post(rng *rand.Rand, i int) {
 	x.mu.Lock()
 	x.asked++
 	x.mu.Unlock()
-	r, err := x.c.try("POST", fetches, order(fmt.Sprintf("%s/%d", x.url, i), sum))
+	r, err := x.c.try("POST", fetches, order(fmt.Sprintf("%s/%d", x.url, i), sum, "force", true)) // each fetch has its slot
 	if err != nil {
 		return // it may be there or not
 	}

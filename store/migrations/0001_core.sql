@@ -15,6 +15,9 @@ CREATE TABLE fetches (
 	want_slot        INTEGER,
 	tls_verify       INTEGER,                           -- null: auto
 	tls_ca           TEXT,
+	force            INTEGER NOT NULL DEFAULT 0,        -- download though a slot has the image
+	idem_key         TEXT,                              -- the caller's own key for the request
+	idem_hash        BLOB,                              -- of the request, keyed
 	secrets          BLOB,                              -- sealed; null once final
 	created_by       TEXT    NOT NULL,
 	created_at       INTEGER NOT NULL,
@@ -25,9 +28,12 @@ CREATE TABLE fetches (
 	attempts         INTEGER NOT NULL DEFAULT 0,
 	bytes_downloaded INTEGER NOT NULL DEFAULT 0,
 	bytes_total      INTEGER NOT NULL DEFAULT 0,
+	bytes_received   INTEGER NOT NULL DEFAULT 0,        -- by all attempts before the one that runs
+	resumed_from     INTEGER NOT NULL DEFAULT 0,        -- where the last attempt began
 	bytes_per_second INTEGER,
 	tls_verified     INTEGER,
 	slot_id          INTEGER,
+	deduplicated     INTEGER NOT NULL DEFAULT 0,        -- 1: the slot had the image already
 	error_code       TEXT,
 	error            TEXT,
 
@@ -45,6 +51,7 @@ CREATE TABLE fetches (
 ) STRICT;
 
 CREATE INDEX fetches_queue ON fetches (seq) WHERE status = 'queued';
+CREATE UNIQUE INDEX fetches_idem ON fetches (created_by, idem_key) WHERE idem_key IS NOT NULL;
 CREATE INDEX fetches_live ON fetches (seq) WHERE status = 'in-progress';
 
 CREATE TABLE users (

@@ -151,15 +151,15 @@ func (q *Request) credentials(o api.Object) error {
 	if err != nil || !ok {
 		return err
 	}
-	if err := c.Required("username"); err != nil {
-		return err
-	}
 	var cred source.Credentials
 	if cred.Username, err = c.String("username", "a string"); err != nil {
 		return err
 	}
 	if cred.Password, err = c.String("password", "a string"); err != nil {
 		return err
+	}
+	if cred.Username == "" || strings.Contains(cred.Username, ":") {
+		return api.Semantic("credentials.username", "a user name that is not empty and has no colon")
 	}
 	if err := cred.Check(); err != nil {
 		return api.Semantic("credentials", err.Error())

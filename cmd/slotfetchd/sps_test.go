@@ -270,6 +270,10 @@ func badValues(t *testing.T) {
 		{"url", order("file:///etc/passwd", h)},
 		{"slot_id", order(url, h, "slot_id", 99)},
 		{"tls", order(url, h, "tls", map[string]any{"verify": false, "ca": string(fetchtest.NewCA().PEM)})},
+		{"credentials.username", order(url, h, "credentials", map[string]any{})},
+		{"credentials.username", order(url, h, "credentials", map[string]any{"username": nil, "password": "p"})},
+		{"credentials.username", order(url, h, "credentials", map[string]any{"username": "", "password": "p"})},
+		{"credentials.username", order(url, h, "credentials", map[string]any{"username": "a:b", "password": "p"})},
 		{"tls.ca", order(url, h, "tls", map[string]any{"ca": string(fetchtest.NewCA().PEM) + strings.Repeat("#", 64<<10)})},
 	} {
 		r := c.do(t, "POST", fetches, bad.body).fails(t, 400, "SemanticError", "")

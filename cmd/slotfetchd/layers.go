@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -56,7 +57,7 @@ func loadSettings(src sources) (settings, error) {
 		if err != nil {
 			return s, fmt.Errorf("cannot read configuration: %w", err)
 		}
-		if err := s.apply(name, text); err != nil {
+		if err := s.apply(name, text, true); err != nil {
 			return s, err
 		}
 	}
@@ -122,22 +123,15 @@ func (s *settings) applyOne(origin, key, value string) error {
 	if section != "" {
 		text = append([]byte("["+section+"]\n"), text...)
 	}
-	return s.apply(origin, text)
+	return s.apply(origin, text, false)
 }
 
-// apply decodes one layer over what is there and notes which keys it has.
-func (s *settings) apply(origin string, text []byte) error {
+// apply decodes one layer over what is there and notes which keys it has. lines tells whether those of text mean
+// something to the user.
+func (s *settings) apply(origin string, text []byte, lines bool) error {
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&s.config)
-	var strict *toml.StrictMissingError
-	var bad *toml.DecodeError
-	switch {
-	case errors.As(err, &strict):
-		err = errors.New("it has an unknown key\n" + strict.String())
-	case errors.As(err, &bad):
-		err = errors.New("it is wrong here\n" + bad.String())
-	}
 	if err != nil {
-		return fmt.Errorf("cannot use the configuration in %s: %w", origin, err)
+		return fmt.Errorf("cannot use the configuration in %s: %s", origin, mistakes(err, lines))
 	}
 	var there map[string]any
 	if err := toml.Unmarshal(text, &there); err != nil {
@@ -157,6 +151,36 @@ func (s *settings) apply(origin string, text []byte) error {
 	}
 	return nil
 }
+
+// mistakes says where err of the decoder is and what is wrong. The library would print the lines around it too, and with
+// them the password of a proxy.
+func mistakes(err error, lines bool) string {
+	var strict *toml.StrictMissingError
+	var bad *toml.DecodeError
+	where := func(e *toml.DecodeError) string {
+		var at []string
+		if row, _ := e.Position(); lines {
+			at = append(at, fmt.Sprint("line ", row))
+		}
+		if key := strings.Join(e.Key(), "."); bareKey.MatchString(key) {
+			at = append(at, key)
+		}
+		return strings.Join(append(at, ""), ": ")
+	}
+	switch {
+	case errors.As(err, &strict):
+		var out []string
+		for _, e := range strict.Errors {
+			out = append(out, where(&e)+"there is no such key")
+		}
+		return strings.Join(out, "; ")
+	case errors.As(err, &bad):
+		return where(bad) + strings.TrimPrefix(bad.Error(), "toml: ")
+	}
+	return err.Error()
+}
+
+var bareKey = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // configKey is one key of the configuration.
 type configKey struct {
@@ -198,9 +222,8 @@ func (s settings) show(origin bool) (string, error) {
 			section = in
 		}
 		value := reflect.ValueOf(s.config).FieldByIndex(k.index).Interface()
-		if u, err := url.Parse(fmt.Sprint(value)); in == "proxy" && err == nil && u.User != nil {
-			u.User = url.User("REDACTED")
-			value = u.String()
+		if k.name == "proxy.http" || k.name == "proxy.https" {
+			value = redactProxy(fmt.Sprint(value))
 		}
 		line, err := toml.Marshal(map[string]any{name: value})
 		if err != nil {
@@ -213,4 +236,18 @@ func (s settings) show(origin bool) (string, error) {
 		b.WriteByte('\n')
 	}
 	return b.String(), nil
+}
+
+// redactProxy is a proxy without its login. What cannot be told apart is not shown at all.
+func redactProxy(raw string) string {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		return ""
+	case err != nil || u.Scheme == "" || u.Host == "":
+		return "REDACTED, not a URL with a scheme and a host"
+	case u.User != nil:
+		u.User = url.User("REDACTED")
+	}
+	return u.String()
 }

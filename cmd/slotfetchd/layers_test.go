@@ -77,12 +77,19 @@ func TestBadSettings(t *testing.T) {
 		want     []string // all in the error
 		not      string
 	}{
-		"unknown key in a file":     {file: "[slots]\ncuont = 3", want: []string{"config.toml", "cuont", "2|"}},
-		"bad value in a file":       {file: "[slots]\ncount = 'x'", want: []string{"config.toml", "count"}},
-		"no TOML":                   {file: "count: 3", want: []string{"config.toml", "1|"}},
-		"bad duration":              {file: "[fetch]\nidle_timeout = '-3s'", want: []string{"no duration above zero"}},
+		"unknown key in a file":     {file: "[slots]\ncuont = 3", want: []string{"config.toml", "line 2: slots.cuont: there is no such key"}},
+		"two unknown keys":          {file: "[slots]\ncuont = 3\nfirst = 1\nfrist = 2", want: []string{"line 2: slots.cuont", "line 4: slots.frist"}},
+		"unknown key by a password": {file: "[proxy]\nhttp = 'http://u:canary@p:3128'\nhtps = 'http://v:canary@p:3128'", want: []string{"config.toml", "line 3: proxy.htps"}, not: "canary"},
+		"a password as a key":       {file: "[proxy]\n'http://u:canary@p:3128' = 1", want: []string{"config.toml", "line 2"}, not: "canary"},
+		"a password of no type":     {file: "[proxy]\nhttp = ['http://u:canary@p:3128']", want: []string{"config.toml", "line 2: proxy.http: "}, not: "canary"},
+		"a password without quotes": {file: "[proxy]\nhttp = http://u:canary@p:3128", want: []string{"config.toml", "line 2: "}, not: "canary"},
+		"a password with one quote": {file: "[proxy]\nhttp = 'http://u:canary@p:3128\n", want: []string{"config.toml", "line 2: "}, not: "canary"},
+		"a password before =":       {file: "[proxy]\nhttp://u:canary@p:3128 = 1\n", want: []string{"config.toml", "line 2: "}, not: "canary"},
+		"bad value in a file":       {file: "[slots]\ncount = 'x'", want: []string{"config.toml", "line 2: slots.count: "}},
+		"no TOML":                   {file: "count: 3", want: []string{"config.toml", "line 1: "}},
+		"bad duration":              {file: "[fetch]\nidle_timeout = '-3s'", want: []string{"line 2: fetch.idle_timeout: ", "no duration above zero"}},
 		"unknown variable":          {env: []string{"SLOTFETCH_SLOTS__CUONT=3"}, want: []string{"SLOTFETCH_SLOTS__CUONT", `"slots.cuont"`}},
-		"bad value in a variable":   {env: []string{"SLOTFETCH_SLOTS__COUNT=three"}, want: []string{"SLOTFETCH_SLOTS__COUNT"}},
+		"bad value in a variable":   {env: []string{"SLOTFETCH_SLOTS__COUNT=three"}, want: []string{"SLOTFETCH_SLOTS__COUNT: "}, not: "line"},
 		"unknown flag":              {set: []string{"slots.cuont=3"}, want: []string{"--set slots.cuont"}},
 		"flag without a value":      {set: []string{"slots.count"}, want: []string{"section.key=value"}},
 		"password in a flag":        {set: []string{"proxy.http=http://u:canary@p:3128"}, want: []string{"password"}, not: "canary"},
@@ -151,6 +158,30 @@ func TestShowSettings(t *testing.T) {
 		again.Proxy.HTTP = s.Proxy.HTTP
 		if a, b := mustShow(t, again), mustShow(t, s); a != b {
 			t.Errorf("read again it is\n%s\nnot\n%s", a, b)
+		}
+	}
+}
+
+// What is no URL may hold a password all the same.
+func TestShowOddProxy(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]string{
+		"":                           "",
+		"http://proxy:3128":          "http://proxy:3128",
+		"http://u:canary@proxy:3128": "http://REDACTED@proxy:3128",
+		"u:canary@proxy:3128":        "REDACTED, not a URL with a scheme and a host",
+		"//u:canary@proxy:3128":      "REDACTED, not a URL with a scheme and a host",
+		"http:u:canary@proxy":        "REDACTED, not a URL with a scheme and a host",
+		"http://u:canary%@proxy":     "REDACTED, not a URL with a scheme and a host",
+	} {
+		s := settings{config: defaults()}
+		s.Proxy.HTTP, s.Proxy.HTTPS = raw, raw
+		again, err := loadSettings(layers(t, "", mustShow(t, s), ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := again.Proxy; p.HTTP != want || p.HTTPS != want {
+			t.Errorf("%s is shown as %s and %s, want %s", raw, p.HTTP, p.HTTPS, want)
 		}
 	}
 }

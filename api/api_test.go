@@ -518,3 +518,30 @@ func TestLimit(t *testing.T) {
 		t.Error("a closed connection still counts in the sum")
 	}
 }
+
+// Who has one IPv6 address has all of its /64.
+func TestLimitIPv6(t *testing.T) {
+	f := fakeListener{make(chan net.Conn, 1)}
+	l := api.Limit(f)
+	accept := func(address string, zone string) error {
+		f.conns <- &fakeConn{addr: &net.TCPAddr{IP: net.ParseIP(address), Port: 1, Zone: zone}, closed: make(chan struct{})}
+		_, err := l.Accept()
+		return err
+	}
+	for i := range api.MaxConnsAddress {
+		if err := accept(fmt.Sprintf("2001:db8:0:1:%x::1", i), ""); err != nil {
+			t.Fatalf("connection %d is refused", i)
+		}
+		if err := accept(fmt.Sprintf("fe80::%x", i), fmt.Sprint("eth", i)); err != nil {
+			t.Fatalf("connection %d of the link is refused", i)
+		}
+	}
+	if accept("2001:db8:0:1:ffff::1", "") == nil || accept("fe80::ffff", "eth0") == nil {
+		t.Error("one too many from a /64")
+	}
+	for _, other := range []string{"2001:db8:0:2::1", "::ffff:192.0.2.1"} {
+		if err := accept(other, ""); err != nil {
+			t.Errorf("%s is refused", other)
+		}
+	}
+}

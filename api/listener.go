@@ -12,8 +12,8 @@ const (
 	MaxConnsAddress = 32
 )
 
-// Limit wraps l so that at most [MaxConns] connections are open, and at most [MaxConnsAddress] from one address;
-// one more is closed at once. Connections on a unix socket count only in the sum.
+// Limit wraps l so that at most [MaxConns] connections are open, and at most [MaxConnsAddress] from one address,
+// or IPv6 /64; one more is closed at once. Connections on a unix socket count only in the sum.
 func Limit(l net.Listener) net.Listener {
 	return &limited{Listener: l, from: map[netip.Addr]int{}}
 }
@@ -34,13 +34,23 @@ func (l *limited) Accept() (net.Conn, error) {
 		}
 		var from netip.Addr
 		if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-			from = a.Addr().Unmap()
+			from = host(a.Addr())
 		}
 		if l.take(from) {
 			return &counted{Conn: c, release: func() { l.drop(from) }}, nil
 		}
 		c.Close()
 	}
+}
+
+// host is what a counts as: an IPv6 host owns its whole /64.
+func host(a netip.Addr) netip.Addr {
+	if a = a.Unmap().WithZone(""); a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
 }
 
 func (l *limited) take(from netip.Addr) bool {

@@ -174,7 +174,7 @@ func TestPragmas(t *testing.T) {
 		return out
 	}
 	writer := map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "secure_delete": "1",
-		"busy_timeout": "5000", "query_only": "0", "application_id": "1936486260", "user_version": "1"}
+		"busy_timeout": "5000", "query_only": "0", "application_id": "1936486260", "user_version": "2"}
 	names := []string{"journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout", "query_only", "application_id", "user_version"}
 	equal(t, writer, pragmas(s.Writer(), names...))
 	equal(t, 1, s.Writer().Stats().MaxOpenConnections)
@@ -509,4 +509,30 @@ func TestAudit(t *testing.T) {
 		}
 	}
 	equal(t, want, must[[]store.Event](t)(s.Events(t.Context(), 10)))
+}
+
+// The audit is bounded: logins alone would fill the disk. What is left is append-only still.
+func TestAuditLimit(t *testing.T) {
+	t.Parallel()
+	s, path := fresh(t)
+	const keep = 100_000
+	exec(t, s.Writer(), `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+		INSERT INTO events (at, actor, address, action, object) SELECT i, 'ann', '', 'session.login', 'ann' FROM n`, keep+2999)
+	span := func() (lowest, highest, count int) {
+		t.Helper()
+		ok(t, s.Reader().QueryRow("SELECT min(id), max(id), count(*) FROM events").Scan(&lowest, &highest, &count))
+		return lowest, highest, count
+	}
+	if low, high, n := span(); low != 2001 || high != keep+2999 || n != high-low+1 {
+		t.Errorf("%d rows from %d to %d", n, low, high)
+	}
+	ok(t, s.Audit(admin, "slot.delete", "2", ""))
+	if low, high, n := span(); low != 3001 || high != keep+3000 || n != keep {
+		t.Errorf("after one more: %d rows from %d to %d", n, low, high)
+	}
+	for _, q := range []string{"DELETE FROM events", "DELETE FROM events WHERE id = 3001"} {
+		if _, err := raw(t, path).Exec(q); err == nil || !strings.Contains(err.Error(), "append-only") {
+			t.Errorf("%s: %v", q, err)
+		}
+	}
 }

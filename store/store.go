@@ -203,17 +203,18 @@ func SetAside(path string) (string, error) {
 				return "", fmt.Errorf("cannot set the corrupt database aside: %w", err)
 			}
 		}
-		return aside, syncDir(filepath.Dir(path))
+		return aside, syncPath(filepath.Dir(path))
 	}
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncPath flushes a file, or the names in a directory.
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	defer f.Close()
+	return f.Sync()
 }
 
 // Ping tells whether the database answers a read.
@@ -222,7 +223,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.r.QueryRowContext(ctx, "SELECT count(*) FROM users WHERE name = ''").Scan(&n)
 }
 
-// Backup writes a consistent copy to path, which must not exist yet, while the agent goes on.
+// Backup writes a consistent copy to path, which must not exist yet, while the agent goes on. It is durable on return.
 func (s *Store) Backup(path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("cannot back up: %s exists already", path)
@@ -232,7 +233,11 @@ func (s *Store) Backup(path string) error {
 		return fmt.Errorf("cannot back up: %w", err)
 	}
 	old.Close()
-	if _, err := s.w.Exec("VACUUM INTO ?", path); err != nil {
+	if _, err = s.w.Exec("VACUUM INTO ?", path); err == nil {
+		// Who has a backup may lose the original, and SQLite does not promise that copy and name are on the disk.
+		err = errors.Join(syncPath(path), syncPath(filepath.Dir(path)))
+	}
+	if err != nil {
 		os.Remove(path)
 		return fmt.Errorf("cannot back up: %w", err)
 	}

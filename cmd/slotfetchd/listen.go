@@ -67,6 +67,9 @@ func inherited() (tcp, local net.Listener, err error) {
 	return tcp, local, nil
 }
 
+// socketMode lets owner and group connect.
+const socketMode = 0o660
+
 // listenLocal replaces a socket that a dead agent left.
 func listenLocal(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
@@ -74,11 +77,21 @@ func listenLocal(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("cannot replace local socket: %w", err)
 		}
 	}
-	old := syscall.Umask(0o117)
-	l, err := net.Listen("unix", path)
-	syscall.Umask(old)
+	// bind(2) gives the file the mode of the socket, less the umask, which belongs to the whole process and is left alone.
+	// So nobody gets in before the mode is what it should be.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), socketMode) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	l, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on local socket: %w", err)
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("cannot let the group into the local socket: %w", err)
 	}
 	return l, nil
 }

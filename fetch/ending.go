@@ -220,6 +220,9 @@ func (d *download) explain(err error) *source.Error {
 	case isWrite(err) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):
 		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: "Not enough space: the disk is full, or has no room for another file. " +
 			"Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again."}
+	case isWrite(err) && slots.ReadOnly(err):
+		return &source.Error{Code: "read_only", Class: source.Human, Err: err,
+			Message: "The slots directory cannot be written: it is read-only, or belongs to another user. Make it writable and start again."}
 	case isWrite(err):
 		return &source.Error{Code: "disk", Class: source.Human, Err: err,
 			Message: "The image could not be written to the disk. Check the disk and the slots directory; the agent's journal has the details."}

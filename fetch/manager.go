@@ -125,8 +125,8 @@ func Open(cfg Config) (*Manager, error) {
 	switch {
 	case err == nil:
 		close(recovered)
-	case store.Full(err) || store.Busy(err):
-		// Nobody could make room through an agent that does not start.
+	case store.Full(err) || store.Busy(err) || slots.ReadOnly(err):
+		// Nobody could look, or make room, through an agent that does not start.
 		m.group.Go(func() { m.recoverLater(err, recovered) })
 	default:
 		return nil, err

@@ -66,6 +66,9 @@ func (s *Slots) SetBoot(current, next *int) error {
 	}
 	s.turn.Lock() // a Delete that has asked for protection must not be overtaken
 	defer s.turn.Unlock()
+	if err := s.prepare(); err != nil {
+		return fmt.Errorf("cannot write %s: %w", bootFile, err)
+	}
 	if err := replaceFile(s.root, bootFile, append(data, '\n'), 0o640); err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package slots_test
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -36,6 +38,66 @@ func TestSweep(t *testing.T) {
 		if sl, err := s.Get(2); err != nil || !sl.Damaged || !sl.Current || !exists(imageOf(dir, 2)) {
 			t.Errorf("current slot: %+v, %v", sl, err)
 		}
+		must(t, s.Close())
+	}
+}
+
+// TestReadOnly opens a directory that cannot be written: what is there can be read, nothing can be changed, and as soon as
+// it can be written all works, the sweep of what a crash left included.
+func TestReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	s := openIn(t, dir)
+	fill(t, s, 1, nil, []byte("one"))
+	fill(t, s, 2, nil, []byte("two"))
+	must(t, s.Close())
+	must(t, os.Remove(filepath.Join(dir, "2", "manifest.json")))
+	mount := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
+			t.Skipf("cannot mount here: %v %s", err, out)
+		}
+	}
+	mount("--bind", dir)
+	defer func() {
+		if out, err := exec.Command("umount", "-l", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v %s", err, out)
+		}
+	}()
+	for _, bare := range []bool{false, true} { // with and without what an earlier Open made
+		if bare {
+			must(t, errors.Join(os.Remove(filepath.Join(dir, ".lock")), os.Remove(filepath.Join(dir, ".part"))))
+		}
+		mount("-o", "remount,bind,ro")
+		s = openIn(t, dir)
+		if sl, err := s.Get(1); err != nil || sl.Manifest == nil || !s.Valid(1) {
+			t.Errorf("slot 1 is %+v, %v", sl, err)
+		}
+		list, err := s.List()
+		if err != nil || len(list) != 5 {
+			t.Errorf("%d slots, %v", len(list), err)
+		}
+		if _, err := s.Free(); err != nil {
+			t.Error(err)
+		}
+		if keys, err := s.Partials(); err != nil || len(keys) > 0 {
+			t.Errorf("partials %v, %v", keys, err)
+		}
+		must(t, s.RemovePartial(key(3)))
+		_, err = s.Reserve(key(3), nil, 0)
+		for what, err := range map[string]error{"reserve": err, "delete": s.Delete(1), "boot": s.SetBoot(ptr(1), nil)} {
+			if !slots.ReadOnly(err) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		mount("-o", "remount,bind,rw")
+		if bare {
+			must(t, s.Delete(2))
+		}
+		if id := fill(t, s, 3, nil, []byte("three")); id != 2 {
+			t.Errorf("slot %d", id)
+		}
+		_, err = slots.Open(slots.Config{Dir: dir, First: 1, Count: 5})
+		wantErr(t, err, slots.ErrLocked)
 		must(t, s.Close())
 	}
 }

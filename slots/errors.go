@@ -3,6 +3,8 @@ package slots
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // The errors that callers branch on; they arrive wrapped, so compare with [errors.Is].
@@ -24,6 +26,12 @@ var (
 	// ErrLocked says that another process, or another Open, owns the directory.
 	ErrLocked = errors.New("directory is locked by another agent")
 )
+
+// ReadOnly tells whether err says that the directory cannot be written, whatever the reason: a read-only file system,
+// another owner, an immutable file.
+func ReadOnly(err error) bool {
+	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
+}
 
 // errClosed is what a Writer answers after Commit, Abort or Suspend.
 var errClosed = errors.New("writer is closed")

@@ -207,6 +207,9 @@ func (s *Slots) Delete(id int) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 
+	if err := s.prepare(); err != nil {
+		return fmt.Errorf("cannot delete slot %d: %w", id, err)
+	}
 	b, err := s.boot()
 	if err != nil {
 		return fmt.Errorf("cannot delete slot %d: %w", id, err) // not knowing what boots, delete nothing

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,9 @@ func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
+	}
 	if s.keyHeld(key) {
 		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, ErrReserved)
 	}
@@ -85,7 +89,15 @@ func (s *Slots) keyHeld(key string) bool {
 // Partials returns the keys of the partials on disk, those being written too. Recovery removes the ones that
 // no row owns.
 func (s *Slots) Partials() ([]string, error) {
-	d, err := s.part.Open(".")
+	part, err := openSub(s.root, partDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot list partials: %w", err)
+	}
+	defer part.Close() //nolint:errcheck // it was only read
+	d, err := part.Open(".")
 	if err != nil {
 		return nil, fmt.Errorf("cannot list partials: %w", err)
 	}
@@ -110,6 +122,12 @@ func (s *Slots) RemovePartial(key string) error {
 	}
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	if err := s.prepare(); err != nil {
+		if _, lerr := s.root.Lstat(filepath.Join(partDir, key+partSuffix)); errors.Is(lerr, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("cannot remove partial of %s: %w", key, err)
+	}
 	if s.keyHeld(key) {
 		return fmt.Errorf("cannot remove partial of %s: %w", key, ErrReserved)
 	}

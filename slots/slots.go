@@ -63,12 +63,13 @@ type Config struct {
 type Slots struct {
 	cfg  Config
 	root *os.Root // Dir
-	part *os.Root // Dir/.part
-	lock *os.File // flock'ed as long as the Slots is open
 
 	// turn lets one of Reserve, Delete, SetBoot and RemovePartial look at the disk and act on what it saw. It is
 	// held over their few small file operations on purpose: without it, what was seen may be gone.
-	turn sync.Mutex
+	turn  sync.Mutex
+	part  *os.Root // Dir/.part; nil if it is not there yet. Set before there is a Writer, and not changed after
+	lock  *os.File // flock'ed as long as the Slots is open; nil if it could not be yet
+	swept bool
 
 	mu     sync.Mutex
 	held   map[int]string // slot → key of its Writer, or "" while the slot is being deleted
@@ -76,8 +77,9 @@ type Slots struct {
 }
 
 // Open makes the directories, locks Dir against other agents, and brings the disk in order after a crash.
-// It returns an error that wraps [ErrLocked] if Dir is open already. The owner calls Close after the last
-// Writer is committed, aborted or suspended.
+// It returns an error that wraps [ErrLocked] if Dir is open already. If Dir cannot be written, see [ReadOnly], all of
+// this but the opening waits until it can: slots are read, and each change tries again. The owner calls Close after the
+// last Writer is committed, aborted or suspended.
 func Open(cfg Config) (*Slots, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -104,29 +106,70 @@ func (s *Slots) open() error {
 	if s.root, err = os.OpenRoot(s.cfg.Dir); err != nil {
 		return err
 	}
+	if err = s.prepare(); ReadOnly(err) {
+		s.cfg.Log.Error("the slots directory cannot be written; until it can, nothing is fetched or deleted", "err", err)
+		return nil
+	}
+	return err
+}
+
+// prepare does what has to come before any change, as far as it is not done yet. The caller has the turn.
+func (s *Slots) prepare() error {
+	if s.swept {
+		return nil
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	if err := s.makePart(); err != nil {
+		return err
+	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	s.swept = true
+	return nil
+}
+
+func (s *Slots) takeLock() error {
+	if s.lock != nil {
+		return nil
+	}
 	// For reading, which is enough to lock: an idle agent is no reason why the file system cannot be remounted.
-	s.lock, err = s.root.OpenFile(lockFile, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := s.root.OpenFile(lockFile, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		s.lock, err = openRegular(s.root, lockFile, os.O_RDONLY)
+		f, err = openRegular(s.root, lockFile, os.O_RDONLY)
 	}
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return ErrLocked
-	} else if err != nil {
-		return fmt.Errorf("cannot lock: %w", err)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.Join(ErrLocked, f.Close())
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot lock: %w", err), f.Close())
+	}
+	s.lock = f
+	return nil
+}
+
+func (s *Slots) makePart() error {
+	if s.part != nil {
+		return nil
 	}
 	if err := s.root.Mkdir(partDir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if s.part, err = openSub(s.root, partDir); err != nil {
+	part, err := openSub(s.root, partDir)
+	if err != nil {
 		return err
 	}
 	if err := syncDir(s.root); err != nil {
-		return err
+		return errors.Join(err, part.Close())
 	}
-	return s.sweep()
+	s.part = part
+	return nil
 }
 
 // makeDir makes Dir, and its name durable if it is new.
@@ -175,9 +218,14 @@ func (s *Slots) Close() error {
 
 // Free is how many bytes may still be written: what the file system has for us, less the reserve, at least 0.
 func (s *Slots) Free() (int64, error) {
+	dir, err := s.root.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
+	}
+	defer dir.Close() //nolint:errcheck // it was only asked
 	var st unix.Statfs_t
 	for {
-		err := unix.Fstatfs(int(s.lock.Fd()), &st)
+		err := unix.Fstatfs(int(dir.Fd()), &st)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -262,10 +310,13 @@ func syncDir(dir *os.Root) error {
 
 // removeFile removes a name of dir; a name that is not there is no error.
 func removeFile(dir *os.Root, name string) error {
-	if err := dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := dir.Remove(name)
+	if err != nil {
+		if _, lerr := dir.Lstat(name); errors.Is(lerr, fs.ErrNotExist) {
+			return nil // a read-only file system does not look
+		}
 	}
-	return nil
+	return err
 }
 
 // replaceFile writes a small file atomically: temporary file, fsync, rename. The caller syncs dir.

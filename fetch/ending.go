@@ -234,12 +234,17 @@ func (d *download) reserveError(err error) error {
 	e := &source.Error{Class: source.Human, Err: err}
 	switch {
 	case errors.Is(err, slots.ErrNoEmpty):
-		all, _ := d.m.cfg.Slots.List()
 		e.Code = "no_slot"
-		e.Message = fmt.Sprintf("No empty firmware slot: all %d are occupied. Delete one with DELETE /api/firmware/slots/<slot_id> and start again.", len(all))
+		e.Message = fmt.Sprintf("No empty firmware slot: all %d are occupied. Delete one with DELETE /api/firmware/slots/<slot_id> and start again.", d.m.cfg.Slots.Count())
 	case errors.Is(err, slots.ErrOccupied):
 		e.Code = "slot_occupied"
 		e.Message = fmt.Sprintf("Slot %d is occupied. Delete it or leave out slot_id.", *d.f.WantSlot)
+	case errors.Is(err, slots.ErrProtected):
+		e.Code = "slot_protected"
+		e.Message = fmt.Sprintf("Slot %d is the one that runs or boots next. Choose another or leave out slot_id.", *d.f.WantSlot)
+	case errors.Is(err, slots.ErrBoot):
+		e.Code = "boot"
+		e.Message = "It is not known which slots must be kept: boot.json in the slots directory cannot be read. Repair or remove it and start again."
 	case errors.Is(err, slots.ErrUnknown):
 		e.Code = "slot_unknown"
 		e.Message = fmt.Sprintf("Slot %d is not configured on this box. Choose another or leave out slot_id.", *d.f.WantSlot)

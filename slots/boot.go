@@ -23,7 +23,7 @@ func (b bootChoice) protects(id int) bool {
 	return b.Current != nil && *b.Current == id || b.AfterReboot != nil && *b.AfterReboot == id
 }
 
-// boot reads boot.json anew: a hook may have changed it since.
+// boot reads boot.json anew: a hook may have changed it since. The error wraps [ErrBoot].
 func (s *Slots) boot() (bootChoice, error) {
 	var b bootChoice
 	data, err := readSmall(s.root, bootFile, bootMax)
@@ -34,12 +34,25 @@ func (s *Slots) boot() (bootChoice, error) {
 		err = json.Unmarshal(data, &b)
 	}
 	if err != nil {
-		return bootChoice{}, fmt.Errorf("cannot read %s: %w", bootFile, err)
+		return bootChoice{}, fmt.Errorf("%w: cannot read %s: %w", ErrBoot, bootFile, err)
 	}
 	if b.AfterReboot == nil {
 		b.AfterReboot = b.Current
 	}
 	return b, nil
+}
+
+// bootIfKnown is boot for those who only show it: what cannot be read is unknown, and logged when that begins.
+func (s *Slots) bootIfKnown() bootChoice {
+	b, err := s.boot()
+	s.mu.Lock()
+	news := err != nil && !s.bootless
+	s.bootless = err != nil
+	s.mu.Unlock()
+	if news {
+		s.cfg.Log.Error("cannot tell which slot boots; until then no slot is filled or deleted", "err", err)
+	}
+	return b
 }
 
 // Boot returns the slot that runs now and the one that boots next, as boot.json has them; nil means unknown.

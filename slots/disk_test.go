@@ -1,10 +1,13 @@
 package slots_test
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"slotfetch/slots"
@@ -265,4 +268,56 @@ func TestAbortAfterHalfACommit(t *testing.T) {
 	if id := fill(t, s, 2, nil, []byte("y")); id != 1 {
 		t.Errorf("slot %d", id)
 	}
+}
+
+// TestReserveBoot has current and next slots that are empty: no fetch may land there.
+func TestReserveBoot(t *testing.T) {
+	dir := t.TempDir()
+	s := openIn(t, dir)
+	must(t, s.SetBoot(ptr(1), ptr(3)))
+	for _, id := range []int{1, 3} {
+		_, err := s.Reserve(key(1), ptr(id), 0)
+		wantErr(t, err, slots.ErrProtected)
+	}
+	for i, want := range []int{2, 4, 5} {
+		if id := fill(t, s, i, nil, []byte("x")); id != want {
+			t.Errorf("slot %d, want %d", id, want)
+		}
+	}
+	_, err := s.Reserve(key(9), nil, 0)
+	wantErr(t, err, slots.ErrNoEmpty)
+}
+
+// TestBootUnreadable has a boot.json that is garbage: slots are shown all the same, and nothing is filled or deleted.
+func TestBootUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	var log bytes.Buffer
+	s := openIn(t, dir, func(c *slots.Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	fill(t, s, 1, nil, []byte("one"))
+	must(t, s.SetBoot(ptr(1), nil))
+	for range 2 { // it is logged each time that it begins
+		must(t, os.WriteFile(filepath.Join(dir, "boot.json"), []byte("{"), 0o600))
+		for range 2 {
+			list, err := s.List()
+			if err != nil || len(list) != 5 || list[0].Manifest == nil || list[0].Current || list[0].AfterReboot {
+				t.Errorf("list %+v, %v", list, err)
+			}
+			if sl, err := s.Get(1); err != nil || sl.Manifest == nil || sl.Current {
+				t.Errorf("slot %+v, %v", sl, err)
+			}
+		}
+		_, err := s.Reserve(key(2), nil, 0)
+		wantErr(t, err, slots.ErrBoot)
+		_, err = s.Reserve(key(2), ptr(2), 0)
+		wantErr(t, err, slots.ErrBoot)
+		wantErr(t, s.Delete(1), slots.ErrBoot)
+		must(t, os.Remove(filepath.Join(dir, "boot.json")))
+		if _, err := s.List(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := strings.Count(log.String(), "cannot tell which slot boots"); n != 4 { // message and error in each
+		t.Errorf("logged %d times:\n%s", n, log.String())
+	}
+	must(t, s.Delete(1))
 }

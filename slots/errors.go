@@ -21,6 +21,8 @@ var (
 	ErrReserved = errors.New("reserved by a running fetch")
 	// ErrProtected says that the slot runs now or boots next.
 	ErrProtected = errors.New("slot is current or chosen for the next boot")
+	// ErrBoot says that boot.json cannot be read, so that nobody knows which slots must stay as they are.
+	ErrBoot = errors.New("cannot tell which slot boots")
 	// ErrNotISO says that the bytes are no ISO 9660 image.
 	ErrNotISO = errors.New("not an ISO 9660 image")
 	// ErrLocked says that another process, or another Open, owns the directory.

@@ -91,28 +91,22 @@ func (s *Slots) look(id int) (Slot, error) {
 	return s.lookLocked(id)
 }
 
-// Get returns one slot. The error wraps [ErrUnknown] if there is none of this number.
+// Get returns one slot. The error wraps [ErrUnknown] if there is none of this number. While boot.json cannot be read, no
+// slot is known to be current or to boot next.
 func (s *Slots) Get(id int) (Slot, error) {
 	if !s.Known(id) {
 		return Slot{}, fmt.Errorf("cannot get slot %d: %w", id, ErrUnknown)
-	}
-	b, err := s.boot()
-	if err != nil {
-		return Slot{}, err
 	}
 	sl, err := s.look(id)
 	if err != nil {
 		return Slot{}, err
 	}
-	return b.mark(sl), nil
+	return s.bootIfKnown().mark(sl), nil
 }
 
-// List returns all slots in number order, the empty ones too.
+// List returns all slots in number order, the empty ones too. Of boot.json the same holds as for Get.
 func (s *Slots) List() ([]Slot, error) {
-	b, err := s.boot()
-	if err != nil {
-		return nil, err
-	}
+	b := s.bootIfKnown()
 	list := make([]Slot, 0, s.cfg.Count)
 	for id := s.cfg.First; s.Known(id); id++ {
 		sl, err := s.look(id)
@@ -148,11 +142,7 @@ func (s *Slots) FindKey(key string) (Slot, bool) {
 		if err != nil || sl.Manifest == nil || sl.Manifest.Key != key {
 			continue
 		}
-		b, err := s.boot()
-		if err != nil {
-			s.cfg.Log.Warn("cannot tell which slot boots", "slot", id, "err", err)
-		}
-		return b.mark(sl), true
+		return s.bootIfKnown().mark(sl), true
 	}
 	return Slot{}, false
 }

@@ -13,8 +13,9 @@ import (
 
 // Reserve takes an empty slot for the fetch of this key, the lowest one or *want, and opens its partial. If
 // offset is positive and the partial has at least that many bytes, it is cut to offset and kept; otherwise it
-// starts empty: ask [Writer.Offset]. Its errors wrap [ErrNoEmpty], [ErrOccupied] (the slot wanted is full,
-// damaged or reserved), [ErrUnknown], or [ErrReserved] when this key has a Writer already.
+// starts empty: ask [Writer.Offset]. The slots that run now or boot next are not taken even if they are empty: what came
+// into them would be shown as what runs. Its errors wrap [ErrNoEmpty], [ErrOccupied] (the slot wanted is full, damaged or
+// reserved), [ErrProtected], [ErrUnknown], [ErrBoot], or [ErrReserved] when this key has a Writer already.
 //
 // The reservation ends with Commit, Abort or Suspend, one of which must be called.
 func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
@@ -49,16 +50,23 @@ func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
 
 // choose finds the slot to reserve. The caller has the turn.
 func (s *Slots) choose(want *int) (int, error) {
+	if want != nil && !s.Known(*want) {
+		return 0, fmt.Errorf("slot %d: %w", *want, ErrUnknown)
+	}
+	b, err := s.boot()
+	if err != nil {
+		return 0, err
+	}
 	if want != nil {
-		if !s.Known(*want) {
-			return 0, fmt.Errorf("slot %d: %w", *want, ErrUnknown)
-		}
 		sl, err := s.lookLocked(*want)
 		if err != nil {
 			return 0, err
 		}
 		if !sl.empty() || sl.Reserved {
 			return 0, fmt.Errorf("slot %d: %w", *want, ErrOccupied)
+		}
+		if b.protects(*want) {
+			return 0, fmt.Errorf("slot %d: %w", *want, ErrProtected)
 		}
 		return *want, nil
 	}
@@ -67,7 +75,7 @@ func (s *Slots) choose(want *int) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if sl.empty() && !sl.Reserved {
+		if sl.empty() && !sl.Reserved && !b.protects(id) {
 			return id, nil
 		}
 	}

@@ -77,6 +77,10 @@ func (s *Slots) handleDelete(r *http.Request, audit func(p api.Principal, action
 		return api.Reply{}, api.Conflict("Slot "+number+" runs now or boots next and cannot be deleted. Activate another slot first.", map[string]any{"slot_id": id, "state": "protected"})
 	case errors.Is(err, ErrReserved):
 		return api.Reply{}, api.Conflict("Slot "+number+" is reserved by a running fetch. Cancel the fetch first.", map[string]any{"slot_id": id, "state": "reserved"})
+	case errors.Is(err, ErrBoot):
+		e := api.Unavailable("Slot " + number + " was not emptied: boot.json in the slots directory cannot be read, so it is not known which slots must be kept. Repair or remove it and try again.")
+		e.Err = err
+		return api.Reply{}, e
 	case ReadOnly(err):
 		e := api.Unavailable("Slot " + number + " was not emptied: the slots directory cannot be written. Make it writable and try again.")
 		e.Err = err

@@ -71,9 +71,10 @@ type Slots struct {
 	lock  *os.File // flock'ed as long as the Slots is open; nil if it could not be yet
 	swept bool
 
-	mu     sync.Mutex
-	held   map[int]string // slot → key of its Writer, or "" while the slot is being deleted
-	closed bool
+	mu       sync.Mutex
+	held     map[int]string // slot → key of its Writer, or "" while the slot is being deleted
+	bootless bool           // boot.json could not be read the last time
+	closed   bool
 }
 
 // Open makes the directories, locks Dir against other agents, and brings the disk in order after a crash.
@@ -240,6 +241,9 @@ func (s *Slots) Free() (int64, error) {
 	}
 	return max(0, int64(st.Bavail)*unit-s.cfg.Reserve), nil
 }
+
+// Count is how many slots there are.
+func (s *Slots) Count() int { return s.cfg.Count }
 
 // Known tells whether id is one of our slots.
 func (s *Slots) Known(id int) bool {

@@ -524,6 +524,11 @@ func protectedSlots(t *testing.T) {
 	}
 	c.do(t, "DELETE", slotsPath+"/3", "").fails(t, 404, "ResourceNotFound", "")
 	c.do(t, "DELETE", slotsPath+"/99", "").fails(t, 404, "ResourceNotFound", "")
+	check(t, os.WriteFile(filepath.Join(a.state, "slots", "boot.json"), []byte("{"), 0o644))
+	c.do(t, "GET", slotsPath, "").want(t, 200).is(t, "meta.current_slot", nil, "meta.slot_after_reboot", nil, "items.0.body.current", false)
+	c.do(t, "GET", slotsPath+"/1", "").want(t, 200).is(t, "body.current", false)
+	c.do(t, "GET", "/api/info", "").want(t, 200).is(t, "body.firmware_version", nil)
+	c.do(t, "DELETE", slotsPath+"/1", "").fails(t, 503, "ServiceUnavailable", "")
 }
 
 func info(t *testing.T) {

@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"slotfetch/slots"
 )
@@ -320,4 +323,37 @@ func TestBootUnreadable(t *testing.T) {
 		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 	must(t, s.Delete(1))
+}
+
+// TestRestartLeavesNoDescriptor has a Restart that makes the new file and cannot sync the directory.
+func TestRestartLeavesNoDescriptor(t *testing.T) {
+	dir := t.TempDir()
+	s := openIn(t, dir)
+	w := reserve(t, s, key(1), nil, 0)
+	// Writing names and not reading the directory is enough to make a file, and not to sync. Root may read it all the same,
+	// unless its thread gives that up.
+	part := filepath.Join(dir, ".part")
+	must(t, os.Chmod(part, 0o333))
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	root := os.Getuid() == 0
+	if root {
+		must(t, unix.Setfsuid(65534))
+	}
+	err := w.Restart()
+	if root {
+		must(t, unix.Setfsuid(0))
+	}
+	must(t, os.Chmod(part, 0o700))
+	if !slots.ReadOnly(err) {
+		t.Fatalf("restart: %v", err)
+	}
+	must(t, w.Abort())
+	open, err := filepath.Glob("/proc/self/fd/*")
+	must(t, err)
+	for _, fd := range open {
+		if target, _ := os.Readlink(fd); strings.Contains(target, key(1)) {
+			t.Errorf("%s is still open: %s", fd, target)
+		}
+	}
 }

@@ -184,10 +184,10 @@ func (w *Writer) create() error {
 	if err != nil {
 		return err
 	}
+	w.begin(0) // from here on Abort and Suspend close it
 	if err := syncDir(w.s.part); err != nil {
 		return err
 	}
-	w.begin(0)
 	return w.openDirect()
 }
 

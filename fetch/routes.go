@@ -114,7 +114,7 @@ func (m *Manager) handleDelete(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	// A caller that gives up waiting does not stop the cancel, but need not hold a goroutine either.
+	// A caller that gives up waiting stops neither the cancel nor the wait, which ends by itself.
 	out, f, err := m.Delete(context.WithoutCancel(r.Context()), key, actor(r))
 	switch {
 	case errors.Is(err, store.ErrNotFound):

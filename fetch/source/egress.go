@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -18,15 +20,49 @@ import (
 //
 // A prefix in Deny refuses. Else a prefix in Allow permits. Else loopback, link-local, multicast and unspecified
 // addresses, cloud metadata services and the box itself are refused, and all others, the LAN among them, permitted.
+// An IPv6 address that stands for an IPv4 one is decided as that; Deny is asked about both.
 type Egress struct {
 	Allow, Deny []netip.Prefix
 }
 
 var (
-	metadata = netip.MustParseAddr("fd00:ec2::254")
-	nat64    = netip.MustParsePrefix("64:ff9b::/96")
-	numeric  = regexp.MustCompile(`^(0[xX][0-9a-fA-F]*|[0-9]+)$`)
+	metadata = []netip.Addr{ // beside the link-local ones
+		netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192")}
+	numeric = regexp.MustCompile(`^(0[xX][0-9a-fA-F]*|[0-9]+)$`)
+
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")    // RFC 6052
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48")  // RFC 8215: where the IPv4 address is, is known there only
+	siit       = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 2765
+	compatible = netip.MustParsePrefix("::/96")           // RFC 4291, deprecated
+	sixToFour  = netip.MustParsePrefix("2002::/16")       // RFC 3056
 )
+
+// embedded is the IPv4 address that a stands for, or a.
+func embedded(a netip.Addr) netip.Addr {
+	b := a.As16()
+	switch {
+	case nat64.Contains(a), siit.Contains(a), compatible.Contains(a) && !a.IsUnspecified() && !a.IsLoopback():
+		return netip.AddrFrom4([4]byte(b[12:]))
+	case sixToFour.Contains(a):
+		return netip.AddrFrom4([4]byte(b[2:]))
+	}
+	return a
+}
+
+// plain is list with IPv4-mapped prefixes (::ffff:10.0.0.0/104) as what they mean.
+func plain(list []netip.Prefix) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, p := range list {
+		if p.Addr().Is4In6() {
+			if p.Bits() < 96 {
+				return nil, fmt.Errorf("the egress prefix %s is more than the mapped IPv4 addresses: write it as IPv4 or IPv6", p)
+			}
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
 
 func egressError(a string) *Error {
 	return &Error{Code: "egress", Class: Human,
@@ -40,17 +76,14 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 // Check returns an [*Error] of class Human if a may not be dialled.
 func (e Egress) Check(a netip.Addr) error {
 	shown := a.String()
-	a = a.Unmap().WithZone("")
-	if nat64.Contains(a) {
-		b := a.As16()
-		a = netip.AddrFrom4([4]byte(b[12:]))
-	}
+	raw := a.Unmap().WithZone("")
+	a = embedded(raw)
 	switch {
-	case contains(e.Deny, a):
+	case contains(e.Deny, raw), contains(e.Deny, a):
 		return egressError(shown)
 	case contains(e.Allow, a):
 		return nil
-	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), a == metadata,
+	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), slices.Contains(metadata, a), localNAT64.Contains(a),
 		a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
 		return egressError(shown)
 	}
@@ -85,18 +118,58 @@ func (c *Client) dial(ctx context.Context, network, address string, free bool) (
 	return &rolling{conn, c.cfg.IdleTimeout}, nil
 }
 
-// notSelf refuses a connection to one of the box's own addresses. Listing those would need a netlink socket,
-// which the agent's sandbox has not; a connection to oneself has the same address at both ends.
+// notSelf refuses a connection to one of the box's own addresses. Listing those would need a netlink socket, which the
+// agent's sandbox has not, and that also forbids to bind; the kernel's tables in /proc are open. Without them there is
+// one sign left: a connection to a primary address has the same address at both ends.
 func (c *Client) notSelf(conn net.Conn) error {
 	local, err1 := netip.ParseAddrPort(conn.LocalAddr().String())
 	remote, err2 := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err := errors.Join(err1, err2); err != nil {
 		return egressError("of the peer")
 	}
-	if a := remote.Addr().Unmap(); local.Addr().Unmap() == a && !contains(c.cfg.Egress.Allow, a.WithZone("")) {
+	a := remote.Addr().Unmap().WithZone("")
+	if (local.Addr().Unmap().WithZone("") == a || ownAddress(a)) && !contains(c.cfg.Egress.Allow, a) {
 		return egressError(a.String())
 	}
 	return nil
+}
+
+// ownAddress tells whether the kernel lists a, or a prefix around it, as its own.
+func ownAddress(a netip.Addr) bool {
+	table, own := "/proc/self/net/if_inet6", ownInet6
+	if a.Is4() {
+		table, own = "/proc/self/net/fib_trie", ownFibTrie
+	}
+	text, err := os.ReadFile(table)
+	return err == nil && own(string(text), a)
+}
+
+// ownInet6 reads if_inet6: each line begins with an address of the box, in 32 hexadecimal digits.
+func ownInet6(table string, a netip.Addr) bool {
+	want := fmt.Sprintf("%x ", a.As16())
+	for line := range strings.Lines(table) {
+		if strings.HasPrefix(line, want) {
+			return true
+		}
+	}
+	return false
+}
+
+// ownFibTrie reads fib_trie: below an address (|-- 10.0.0.1) stand its routes, those to the box itself as /32 host LOCAL.
+func ownFibTrie(table string, a netip.Addr) bool {
+	var at netip.Addr
+	for line := range strings.Lines(table) {
+		line = strings.TrimSpace(line)
+		if text, ok := strings.CutPrefix(line, "|-- "); ok {
+			at, _ = netip.ParseAddr(text)
+			continue
+		}
+		bits, ok := strings.CutSuffix(line, " host LOCAL")
+		if n, err := strconv.Atoi(strings.TrimPrefix(bits, "/")); ok && err == nil && at.IsValid() && netip.PrefixFrom(at, n).Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkLiteral applies the policy to a host that is an address: where a proxy connects for us, that is all we see.

@@ -1,11 +1,17 @@
 package source_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http/httpproxy"
 
@@ -61,6 +67,26 @@ func TestEgressCheck(t *testing.T) {
 		{open, "64:ff9b::7f00:1", false},
 		{open, "64:ff9b::a9fe:a9fe", false},
 		{open, "64:ff9b::5db8:d822", true},
+		{open, "64:ff9b:1::5db8:d822", false},
+		{open, "64:ff9b:1:7f00:0:100::", false},
+		{open, "2002:7f00:1::1", false},
+		{open, "2002:a9fe:a9fe::1", false},
+		{open, "2002:5db8:d822::1", true},
+		{open, "::ffff:0:7f00:1", false},
+		{open, "::ffff:0:5db8:d822", true},
+		{open, "::7f00:1", false},
+		{open, "100.100.100.200", false},
+		{open, "192.0.0.192", false},
+		{open, "64:ff9b::6464:64c8", false},
+		{source.Egress{Allow: prefixes("64:ff9b:1::/48")}, "64:ff9b:1::1", true},
+		{source.Egress{Allow: prefixes("100.100.100.200/32")}, "100.100.100.200", true},
+		{source.Egress{Allow: prefixes("64:ff9b::/96")}, "64:ff9b::7f00:1", false},
+		{source.Egress{Deny: prefixes("64:ff9b::/96")}, "64:ff9b::5db8:d822", false},
+		{source.Egress{Deny: prefixes("64:ff9b::/96"), Allow: prefixes("0.0.0.0/0")}, "64:ff9b::5db8:d822", false},
+		{source.Egress{Deny: prefixes("::ffff:10.0.0.0/104")}, "10.1.2.3", false},
+		{source.Egress{Deny: prefixes("::ffff:10.0.0.0/104")}, "11.1.2.3", true},
+		{source.Egress{Allow: prefixes("::ffff:127.0.0.0/104")}, "127.0.0.1", true},
+		{source.Egress{Deny: prefixes("2002::/16")}, "2002:5db8:d822::1", false},
 		{lan, "127.0.0.1", true},
 		{lan, "::ffff:127.0.0.1", true},
 		{lan, "::1", false},
@@ -71,7 +97,11 @@ func TestEgressCheck(t *testing.T) {
 		{source.Egress{Deny: prefixes("10.1.0.0/16")}, "64:ff9b::a01:203", false},
 		{source.Egress{Deny: prefixes("10.1.0.0/16"), Allow: prefixes("10.0.0.0/8")}, "10.1.2.3", false},
 	} {
-		err := tc.egress.Check(netip.MustParseAddr(tc.address))
+		egress, err := source.Plain(tc.egress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = egress.Check(netip.MustParseAddr(tc.address))
 		if (err == nil) != tc.ok {
 			t.Errorf("%+v, %s: got %v", tc.egress, tc.address, err)
 		}
@@ -279,4 +309,61 @@ func TestProxyTLS(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestEgressPrefix(t *testing.T) {
+	for _, e := range []source.Egress{{Allow: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/80")}}, {Deny: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/8")}}} {
+		if _, err := source.New(source.Config{Egress: e}); err == nil || !strings.Contains(err.Error(), "write it as IPv4 or IPv6") {
+			t.Errorf("%+v: %v", e, err)
+		}
+	}
+}
+
+// TestOwnAddresses runs in a network of its own, where the box has several addresses on one device: a connection to
+// another than the first has different addresses at both ends.
+func TestOwnAddresses(t *testing.T) {
+	const inside = "SLOTFETCH_TEST_INSIDE"
+	if os.Getenv(inside) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestOwnAddresses$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		out, err := cmd.CombinedOutput()
+		switch {
+		case errors.Is(err, syscall.EPERM):
+			t.Skip("SKIPPED TestOwnAddresses: a network namespace needs root")
+		case err != nil:
+			t.Errorf("%v\n%s", err, out)
+		case strings.Contains(string(out), "SKIP"):
+			t.Skipf("%s", out)
+		}
+		return
+	}
+	for _, args := range []string{"link set lo up", "addr add 10.99.0.1/24 dev lo", "addr add 10.99.0.2/24 dev lo", "addr add fd99::1/64 dev lo",
+		"addr add fd99::2/64 dev lo", "route add local 10.98.0.0/24 dev lo"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Skipf("SKIPPED TestOwnAddresses: ip %s: %v %s", args, err, out)
+		}
+	}
+	for _, host := range []string{"10.99.0.1", "10.99.0.2", "10.98.0.7", "fd99::1", "fd99::2"} {
+		var l net.Listener
+		var err error
+		for end := time.Now().Add(fetchtest.Patience); ; { // IPv6 has to find out first that nobody else has it
+			if l, err = net.Listen("tcp", net.JoinHostPort(host, "0")); err == nil || time.Now().After(end) {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		raw := "http://" + l.Addr().String() + "/x.iso"
+		got, _ := attempt(t, source.Config{}, source.Request{URL: parse(t, raw)}, image, 0, source.Validator{})
+		want := egressFailure("HOST")
+		want.Message = strings.ReplaceAll(want.Message, "HOST", "NAME")
+		wantOutcome(t, want, got)
+	}
+	s := fetchtest.NewHTTPAt(t, "10.99.0.2:0", nil)
+	raw := s.Handle("/x.iso", fetchtest.Whole(image).Serve)
+	got, _ := attempt(t, source.Config{Egress: source.Egress{Allow: []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32")}}}, source.Request{URL: parse(t, raw)}, image, 0, source.Validator{})
+	wantOutcome(t, good(image), got)
 }

@@ -40,3 +40,12 @@ func Panicking() *Stream {
 type panicking struct{}
 
 func (panicking) Read([]byte) (int, error) { panic("read") }
+
+// Plain is e as New takes it.
+func Plain(e Egress) (Egress, error) {
+	c, err := New(Config{Egress: e})
+	if err != nil {
+		return e, err
+	}
+	return c.cfg.Egress, nil
+}

@@ -170,6 +170,12 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Connections < 0 || cfg.Connections > maxConnections {
 		return nil, fmt.Errorf("connections must be between 0 and %d, not %d", maxConnections, cfg.Connections)
 	}
+	var err1, err2 error
+	cfg.Egress.Allow, err1 = plain(cfg.Egress.Allow)
+	cfg.Egress.Deny, err2 = plain(cfg.Egress.Deny)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
 	c := &Client{cfg: cfg, limit: defaultLimits, proxy: func(*url.URL) (*url.URL, error) { return nil, nil }}
 	if cfg.Proxy != nil {
 		for _, raw := range []string{cfg.Proxy.HTTPProxy, cfg.Proxy.HTTPSProxy} {

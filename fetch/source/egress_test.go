@@ -205,6 +205,9 @@ func TestEgressProxy(t *testing.T) {
 	}{
 		{"name", "http://images.example/x.iso", good(image), "http://images.example/x.iso"},
 		{"name, https", "https://images.example/x.iso", good(image), "images.example:443"},
+		{"name of other letters", "http://Bücher.example/x.iso", good(image), "http://xn--bcher-kva.example/x.iso"},
+		{"name of other letters, https", "https://bücher.example/x.iso", good(image), "xn--bcher-kva.example:443"},
+		{"loopback in other digits", "http://１２７.0.0.1/x.iso", egressFailure("HOST"), ""},
 		{"LAN address", "http://10.1.2.3/x.iso", good(image), "http://10.1.2.3/x.iso"},
 		{"metadata", "http://169.254.169.254/x.iso", egressFailure("HOST"), ""},
 		{"metadata, https", "https://169.254.169.254/x.iso", egressFailure("HOST"), ""},
@@ -222,7 +225,7 @@ func TestEgressProxy(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			proxy := fetchtest.NewHTTP(t, nil)
-			target := fetchtest.NewHTTP(t, ca.TLS(fetchtest.Good, "images.example"))
+			target := fetchtest.NewHTTP(t, ca.TLS(fetchtest.Good, "images.example", "xn--bcher-kva.example"))
 			target.Handle("/x.iso", fetchtest.Whole(image).Serve)
 			proxy.Handle("/x.iso", fetchtest.Whole(image).Serve)
 			proxy.Handle("", fetchtest.Tunnel(target.Addr))

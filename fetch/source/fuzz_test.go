@@ -19,7 +19,7 @@ import (
 // read again.
 func FuzzParseURL(f *testing.F) {
 	for _, s := range []string{"https://example.com/x.iso", "ftp://u:p@[fe80::1%25eth0]:21/%2Fx;type=i", "file:///srv/x.iso", "https://ex%2fample/",
-		"http://127.0.0.1\\@example.com/", "http://a:0/", "https:///x", "http://a/%0d%0a", "http://%E4%B8%96/?q#f", "http://a:/x", "FTPS://A/?"} {
+		"http://127.0.0.1\\@example.com/", "http://a:0/", "https:///x", "http://a/%0d%0a", "http://%E4%B8%96/?q#f", "http://a:/x", "FTPS://A/?", "http://BÜCHER.example:1/", "http://１２７。0.0.1/"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
@@ -32,6 +32,9 @@ func FuzzParseURL(f *testing.F) {
 		}
 		if u.User != nil || u.Fragment != "" || u.Opaque != "" || u.Scheme != "file" && u.Hostname() == "" {
 			t.Errorf("accepted %q as %+v", raw, u)
+		}
+		if strings.ContainsFunc(u.Host, func(r rune) bool { return r > '~' }) && u.Scheme != "file" {
+			t.Errorf("accepted host %q", u.Host)
 		}
 		if !strings.Contains("http https ftp ftps file", u.Scheme) {
 			t.Errorf("accepted scheme %q", u.Scheme)

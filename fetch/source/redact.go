@@ -8,6 +8,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 // MaxURL is the longest URL accepted, in bytes.
@@ -31,6 +33,9 @@ func ParseURL(raw string) (*url.URL, *Credentials, error) {
 	u.Scheme = strings.ToLower(u.Scheme)
 	switch u.Scheme {
 	case "http", "https", "ftp", "ftps":
+		if err := asciiHost(u); err != nil {
+			return nil, nil, err
+		}
 		if err := checkHost(u); err != nil {
 			return nil, nil, err
 		}
@@ -67,6 +72,23 @@ func (c *Credentials) Check() error {
 	if strings.ContainsFunc(c.Username+c.Password, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return errors.New("a user name and a password without control characters")
 	}
+	return nil
+}
+
+// asciiHost writes a host of other letters as the resolver, the server and its certificate have it: bücher.example is
+// xn--bcher-kva.example.
+func asciiHost(u *url.URL) error {
+	if strings.HasPrefix(u.Host, "[") || !strings.ContainsFunc(u.Host, func(r rune) bool { return r > '~' }) {
+		return nil
+	}
+	host, err := idna.Lookup.ToASCII(u.Hostname())
+	if err != nil {
+		return errors.New("a URL whose host is an internationalised domain name")
+	}
+	if port := u.Port(); port != "" {
+		host = net.JoinHostPort(host, port)
+	}
+	u.Host = host
 	return nil
 }
 

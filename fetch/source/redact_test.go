@@ -13,6 +13,7 @@ import (
 const (
 	wantURL     = "an absolute URL such as https://example.com/image.iso"
 	wantHost    = "an absolute URL with a host, such as https://example.com/image.iso"
+	wantName    = "a URL whose host is an internationalised domain name"
 	wantScheme  = "an absolute URL with the scheme http, https, ftp, ftps or file"
 	wantClean   = "a URL without blanks, backslashes and control characters"
 	wantPath    = "a URL whose path decodes to no control characters"
@@ -59,6 +60,8 @@ func TestParseURLRefuses(t *testing.T) {
 		{"escaped @ in the host", "https://ex%40ample.com/x", wantURL},
 		{"open bracket", "https://[::1/x", wantURL},
 		{"zone that is no name", "https://[fe80::1%25\xb0]/x", wantHost},
+		{"host that is no name", "https://ü_.example/x", wantName},
+		{"letters of another direction", "https://אa.example/x", wantName},
 		{"port 0", "https://example.com:0/x", wantPort},
 		{"port 00", "https://example.com:00/x", wantPort},
 		{"port 65536", "https://example.com:65536/x", wantPort},
@@ -114,6 +117,8 @@ func TestParseURL(t *testing.T) {
 		{"https://u:p%40:%2F@example.com/x", "https://example.com/x", "u", "p@:/"},
 		{"file:///srv/x.iso", "file:///srv/x.iso", "", ""},
 		{"file://localhost/srv/x.iso", "file://localhost/srv/x.iso", "", ""},
+		{"https://u:p@BÜcher.example:8443/x", "https://xn--bcher-kva.example:8443/x", "u", "p"},
+		{"ftp://b%C3%BCcher.example/%E4%B8%96", "ftp://xn--bcher-kva.example/%E4%B8%96", "", ""},
 		{long, long, "", ""},
 	} {
 		u, cred, err := source.ParseURL(tc.raw)

@@ -196,15 +196,20 @@ func (d *download) plan(secrets Secrets) error {
 // one that did not gives way to the next. After a round without progress there is a pause.
 func (d *download) attempts(ctx context.Context) error {
 	round, high := 1, d.w.Offset()
-	i := max(0, slices.IndexFunc(d.candidates, func(c candidate) bool { return c.url == d.from })) // which can go on
+	i := d.preferred(0)
 	restarted := false
 	for {
 		if err := d.spent(); err != nil {
 			return err
 		}
 		c := &d.candidates[i]
-		err := d.attempt(ctx, c)
-		if err == nil {
+		var err error
+		if isMetalink(c.req.URL) {
+			if err = d.expand(ctx, i); err == nil {
+				i = d.preferred(i)
+				continue
+			}
+		} else if err = d.attempt(ctx, c); err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -249,6 +254,14 @@ func (d *download) attempts(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// preferred is the candidate that can go on with the partial, else i.
+func (d *download) preferred(i int) int {
+	if k := slices.IndexFunc(d.candidates, func(c candidate) bool { return c.url == d.from }); k >= 0 {
+		return k
+	}
+	return i
 }
 
 // spent tells when all attempts together have received more than the image is worth: servers that break off and do

@@ -1,0 +1,85 @@
+package fetch
+
+import (
+	"context"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+
+	"slotfetch/fetch/source"
+	"slotfetch/store"
+)
+
+// This file lets the URL or a mirror of a fetch be a Metalink (RFC 5854): a list of places where the image is.
+
+// maxPlaces is how many places of one Metalink are tried.
+const maxPlaces = 16
+
+// isMetalink tells by the name.
+func isMetalink(u *url.URL) bool {
+	return strings.HasSuffix(strings.ToLower(u.Path), ".meta4")
+}
+
+// expand reads the Metalink that is candidate i and puts what it lists in its place. What a Metalink says of the digest
+// is only used to find the file in it: the digest of the request decides.
+func (d *download) expand(ctx context.Context, i int) error {
+	c := d.candidates[i]
+	d.fl.progress.set(store.Downloading, d.f.Attempts)
+	d.m.notify()
+	req := c.req
+	req.SHA256 = "" // that is the image's
+	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close() //nolint:errcheck // what matters was read
+	limited := &failing{r: stream}
+	files, err := source.ParseMetalink(limited)
+	if limited.err != nil {
+		return limited.err // the connection is at fault, not the document
+	}
+	if err != nil {
+		return err
+	}
+	k := slices.IndexFunc(files, func(f source.MetaFile) bool { return f.SHA256 == d.f.SHA256 })
+	if k < 0 && len(files) == 1 && files[0].SHA256 == "" {
+		k = 0
+	}
+	if k < 0 {
+		return &source.Error{Code: "metalink", Class: source.Permanent, Message: "The Metalink lists no file with the SHA-256 that was asked for."}
+	}
+	var found []candidate
+	for _, raw := range files[k].URLs {
+		u, _, err := source.ParseURL(raw) // userinfo that somebody put there is not ours to send
+		if err != nil || u.Scheme == "file" || isMetalink(u) || len(found) == maxPlaces {
+			continue
+		}
+		place := candidate{url: u.String(), req: c.req}
+		place.req.URL = u
+		if source.Origin(u) != source.Origin(c.req.URL) {
+			place.req.Credentials = nil
+		}
+		found = append(found, place)
+	}
+	if len(found) == 0 {
+		return &source.Error{Code: "metalink", Class: source.Permanent, Message: "The Metalink lists no place that can be used: http, https, ftp or ftps."}
+	}
+	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
+	d.log.Info("the Metalink lists places of the image", "places", len(found))
+	return nil
+}
+
+// failing remembers the error of what it reads from.
+type failing struct {
+	r   io.Reader
+	err error
+}
+
+func (f *failing) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && err != io.EOF {
+		f.err = err
+	}
+	return n, err
+}

@@ -234,7 +234,7 @@ type InfoMeta struct {
 	RemainingSeconds int64  `json:"remaining_seconds"`
 }
 
-// Setup is the reply of GET /api/setup: booting or completed.
+// Setup is the reply of GET /api/setup; Status is always completed.
 type Setup struct {
 	Status string   `json:"status"`
 	Meta   InfoMeta `json:"meta"`

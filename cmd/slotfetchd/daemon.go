@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +35,6 @@ type daemon struct {
 	auth  *auth.Auth
 	api   *api.Server
 	cert  *certificate
-	ready atomic.Bool
 
 	listeners []net.Listener
 	servers   []*http.Server
@@ -80,7 +78,6 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		return d, err
 	}
 	log.Info("agent ready", "listen", d.listeners[0].Addr().String(), "certificate", d.cert.fingerprint())
-	d.ready.Store(true)
 	return d, nil
 }
 

@@ -71,12 +71,9 @@ func (d *daemon) handleInfo(r *http.Request) (api.Reply, error) {
 	return api.Reply{Body: reply}, nil
 }
 
+// handleSetup never says "booting", as SPS does: nobody is answered before the agent is ready.
 func (d *daemon) handleSetup(*http.Request) (api.Reply, error) {
-	status := "booting"
-	if d.ready.Load() {
-		status = "completed"
-	}
-	return api.Reply{Body: api.Setup{Status: status, Meta: api.InfoMeta{Href: "/api/setup", Parent: "/api"}}}, nil
+	return api.Reply{Body: api.Setup{Status: "completed", Meta: api.InfoMeta{Href: "/api/setup", Parent: "/api"}}}, nil
 }
 
 // handleHealth tells strangers only whether, and the journal why not.

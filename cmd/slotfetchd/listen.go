@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -120,7 +121,7 @@ func (d *daemon) add(l net.Listener) {
 		WriteTimeout:      90 * time.Second, // a DELETE waits for 30 s
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          log.New(io.Discard, "", 0), // strangers' handshakes are no news
+		ErrorLog:          log.New(serverLog{d.log}, "", 0),
 	}
 	if l.Addr().Network() == "unix" {
 		s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return auth.WithLocal(ctx, peer(c)) }
@@ -128,6 +129,18 @@ func (d *daemon) add(l net.Listener) {
 		s.TLSConfig = d.cert.config()
 	}
 	d.listeners, d.servers = append(d.listeners, api.Limit(l)), append(d.servers, s)
+}
+
+// serverLog takes what net/http has to say of connections. Our own faults are news: a panic outside of the handlers, which
+// ends that connection, and sockets that cannot be accepted. Strangers' handshakes are none.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if strings.HasPrefix(text, "http: panic serving ") || strings.HasPrefix(text, "http: Accept error: ") {
+		l.log.Error("trouble with a connection", "err", text)
+	}
+	return len(line), nil
 }
 
 // peer is the user at the other end of a unix socket, for the audit. In a user namespace (PrivateUsers=) all but

@@ -1,11 +1,63 @@
 package main
 
 import (
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
+
+	"slotfetch/fetch/fetchtest"
 )
+
+// A panic outside of the handlers ends one connection, and is heard of; a stranger's handshake is not.
+func TestPanicOfAConnection(t *testing.T) {
+	t.Parallel()
+	lines := make(chan string, 10)
+	d := &daemon{log: slog.New(slog.NewTextHandler(lineWriter(lines), nil)), cert: &certificate{}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.add(l)
+	s := d.servers[0]
+	s.Handler = http.NotFoundHandler()
+	s.TLSConfig = &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h.ServerName == "panic.test" {
+			panic("no certificate")
+		}
+		return nil, errors.New("no certificate")
+	}}
+	served := make(chan error, 1)
+	go func() { served <- s.ServeTLS(d.listeners[0], "", "") }()
+	for _, name := range []string{"other.test", "panic.test"} {
+		if c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{ServerName: name}); err == nil {
+			c.Close()
+			t.Errorf("%s: a handshake without a certificate", name)
+		}
+	}
+	if line := fetchtest.Await(t, "the log", lines); !strings.Contains(line, "trouble with a connection") || !strings.Contains(line, "panic serving") {
+		t.Errorf("logged: %s", line)
+	}
+	s.Close()
+	fetchtest.Await(t, "the server", served)
+	if len(lines) > 0 {
+		t.Errorf("logged: %s", <-lines)
+	}
+}
+
+// lineWriter sends what is written.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
+}
 
 // The local socket lets nobody in for an instant, and making it leaves alone what others make meanwhile.
 func TestLocalSocketMode(t *testing.T) {

@@ -1,0 +1,235 @@
+package fetch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"slotfetch/fetch/source"
+	"slotfetch/slots"
+	"slotfetch/store"
+)
+
+// This file is one attempt: bytes from a source into the partial, checkpoints on the way, and the digest at the end.
+
+// attempt is one connection's worth of trying, up to the comparison of the digests.
+func (d *download) attempt(ctx context.Context, c *candidate) error {
+	var f store.Fetch
+	err := d.insist(ctx, "beginning an attempt", func() (err error) {
+		f, err = d.m.cfg.Store.BeginAttempt(d.f.Key)
+		return err
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err != nil {
+		return err
+	}
+	d.fl.progress.set(store.Downloading, f.Attempts)
+	d.m.notify()
+	if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
+		if err := d.transfer(ctx, c); err != nil {
+			return err
+		}
+	}
+	return d.verify(ctx)
+}
+
+// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
+// of another source is given up only for a stream that is there.
+func (d *download) transfer(ctx context.Context, c *candidate) error {
+	offset := d.w.Offset()
+	if d.from != c.url {
+		offset = 0
+	}
+	stream, err := d.m.cfg.Source.Open(ctx, c.req, offset, d.validator)
+	if err != nil {
+		return err
+	}
+	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
+	if stream.Offset != d.w.Offset() {
+		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
+		if err := d.restart(ctx); err != nil {
+			return err
+		}
+	}
+	total := stream.Validator.Size
+	d.validator, d.from = stream.Validator, c.url
+	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
+	if err := d.opened(stream); err != nil {
+		return err
+	}
+	if total >= 0 {
+		var space *slots.SpaceError
+		switch err := d.w.Expect(total); {
+		case errors.As(err, &space):
+			return d.explain(err) // it may be a wrong length: another source may announce another
+		case err != nil:
+			return errWrite{err}
+		}
+	}
+	d.savedAt, d.pending = d.m.cfg.Now(), 0
+	err = d.pipe.run(ctx, stream, d.digests, d.w, d.receive, d.due, d.checkpoint)
+	if isWrite(err) {
+		return err
+	}
+	cerr := stream.Close()
+	switch {
+	case err == nil && total >= 0 && d.w.Offset() < total:
+		err = &source.Error{Code: "broken", Class: source.Temporary}
+	case err == nil && cerr != nil && (total < 0 || d.w.Offset() != total):
+		err = cerr // with all bytes there, the digest has the last word
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		return d.describe(err, total) // the count stays as it was last seen
+	}
+	d.fl.progress.stream(d.w.Offset(), total, nil)
+	if d.w.Offset() > d.saved {
+		if err := d.checkpoint(); err != nil {
+			return err
+		}
+	}
+	return d.describe(err, total)
+}
+
+// opened notes where an attempt begins.
+func (d *download) opened(s *source.Stream) error {
+	d.fl.progress.resumed(s.Offset)
+	_, err := d.m.cfg.Store.Opened(d.f.Key, s.Offset, d.f.BytesReceived+d.received, max(s.Validator.Size, 0), s.TLSVerified)
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err != nil {
+		d.log.Error("cannot note the attempt", "err", err) // it is for people; the next row that is written knows more
+	}
+	return nil
+}
+
+// describe adds to a broken connection how far it got.
+func (d *download) describe(err error, total int64) error {
+	var e *source.Error
+	if !errors.As(err, &e) || e.Code != "broken" && e.Code != "stalled" {
+		return err
+	}
+	what := map[string]string{"broken": "The connection broke", "stalled": "The server sent no more data in time"}[e.Code]
+	of := ""
+	if total >= 0 {
+		of = fmt.Sprintf(" of %d", total)
+	}
+	return &source.Error{Code: e.Code, Class: e.Class, Err: e.Err, Message: fmt.Sprintf("%s after %d%s bytes.", what, d.w.Offset(), of)}
+}
+
+// receive counts n bytes that came from a source.
+func (d *download) receive(n int) {
+	d.received += int64(n)
+	d.most = max(d.most, d.fl.progress.add(n))
+}
+
+// due counts n bytes that are on their way to the disk. The writer may not be asked: it is at work.
+func (d *download) due(n int) bool {
+	d.pending += int64(n)
+	return d.pending >= d.m.cfg.CheckpointBytes || d.m.cfg.Now().Sub(d.savedAt) >= d.m.cfg.CheckpointEvery
+}
+
+// checkpoint makes the partial durable and then says so in the row, never the other way round. It is called with
+// hasher and writer at rest. A row that cannot be written costs nothing but a longer way back after a crash.
+func (d *download) checkpoint() error {
+	d.savedAt, d.pending = d.m.cfg.Now(), 0
+	if !d.validator.Resumable() || d.w.Offset()%block != 0 {
+		return nil
+	}
+	if err := d.w.Sync(); err != nil {
+		return errWrite{err}
+	}
+	state, err1 := d.digests.state()
+	v, err2 := json.Marshal(d.validator)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	_, total, tls := d.fl.progress.counts()
+	d.noted = true // an error may hide that it is
+	err := d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{Offset: d.w.Offset(), State: state, Validator: string(v), Source: d.from}, total, tls)
+	switch {
+	case err == nil:
+		d.saved = d.w.Offset()
+	case !errors.Is(err, store.ErrConflict): // which is a cancel on its way
+		d.log.Error("cannot store checkpoint", "err", err)
+	}
+	return nil
+}
+
+// forget takes the checkpoint out of the row, durably: what the partial holds from now on is not what it tells of.
+func (d *download) forget(ctx context.Context) error {
+	if !d.noted {
+		return nil
+	}
+	err := d.insist(ctx, "starting at byte 0", func() error {
+		return d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{}, 0, nil)
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err == nil {
+		d.saved, d.noted = 0, false
+	}
+	return err
+}
+
+// restart throws the partial away and begins at byte 0. The row's checkpoint goes first: after a kill the new bytes must
+// not be taken for the old ones.
+func (d *download) restart(ctx context.Context) error {
+	if err := d.forget(ctx); err != nil {
+		return err
+	}
+	d.digests = newDigests(d.f.SHA512 != "")
+	d.validator, d.from, d.unread = source.Validator{}, "", false
+	d.fl.progress.stream(0, 0, nil)
+	if err := d.w.Restart(); err != nil {
+		return errWrite{err}
+	}
+	return nil
+}
+
+// verify compares the digests. A file with another digest is discarded: no source will be asked to continue it.
+func (d *download) verify(ctx context.Context) error {
+	if err := d.phase(store.Verifying); err != nil {
+		return err
+	}
+	sum256, sum512 := d.digests.got()
+	var e *source.Error
+	switch {
+	case sum256 != d.f.SHA256:
+		e = mismatch("SHA-256", d.f.SHA256, sum256)
+	case d.f.SHA512 != "" && sum512 != d.f.SHA512:
+		e = mismatch("SHA-512", d.f.SHA512, sum512)
+	default:
+		return nil
+	}
+	if d.looksLikeHTML() {
+		e.Message += " It looks like an HTML page: check the URL, and whether a login page is in the way."
+	}
+	downloaded, total, _ := d.fl.progress.counts()
+	if err := d.restart(ctx); err != nil {
+		return err
+	}
+	d.fl.progress.stream(downloaded, total, nil) // stays to be seen if this was the last attempt
+	return e
+}
+
+func mismatch(name, want, got string) *source.Error {
+	return &source.Error{Code: "digest", Class: source.Permanent,
+		Message: fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got)}
+}
+
+func (d *download) looksLikeHTML() bool {
+	head := make([]byte, 256)
+	n, _ := io.ReadFull(d.w.Prefix(), head)
+	text := strings.ToLower(strings.TrimSpace(string(head[:n])))
+	return strings.HasPrefix(text, "<!doctype html") || strings.HasPrefix(text, "<html")
+}

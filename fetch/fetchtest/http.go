@@ -151,10 +151,11 @@ func (x *Exchange) Printf(format string, args ...any) {
 	fmt.Fprintf(x.Conn, format, args...)
 }
 
-// Write writes bytes of a body.
+// Write writes bytes of a body. They count before they are on their way, so that who has them all finds them counted.
 func (x *Exchange) Write(p []byte) (int, error) {
+	x.sent.Add(int64(len(p)))
 	n, err := x.Conn.Write(p)
-	x.sent.Add(int64(n))
+	x.sent.Add(int64(n - len(p)))
 	return n, err
 }
 

@@ -15,7 +15,10 @@ import (
 // The file is cut into segments, which are asked for by ranges and handed on in order, so that whoever reads sees one
 // stream. A range counts only with the validator of the first answer, like every continued download. It begins with one
 // connection; what is read is measured, and as long as more connections bring more bytes, their number doubles. The
-// first refusal (429, 503, a range that is not honoured) ends that for good: back to one.
+// first connection is given up when a range has begun to deliver, not before: a server that refuses ranges, or answers
+// but once, costs nothing. The first failure of a range ends the spreading for good: back to one.
+//
+// When the network breaks on all connections, what came out of turn is lost: one segment less than there are connections.
 
 // maxConnections is the most that can be configured.
 const maxConnections = 16
@@ -46,10 +49,11 @@ type spread struct {
 	v      Validator
 	lines  *lines
 	group  sync.WaitGroup
+	strict bool // stricter with certificates than was asked for
 
-	one   *Stream // the first connection; nil once there are segments
+	one   *Stream // a connection to the end of the file; with segments queued, it is read up to the first of them
 	pos   int64   // of the next byte to hand on
-	lanes int     // segments in flight at most
+	lanes int     // connections at most
 
 	queue []*segment // in order
 	next  int64      // where the segment after them begins
@@ -64,21 +68,28 @@ type spread struct {
 type segment struct {
 	part  span
 	buf   []byte
-	rest  []byte // what of buf is not handed on yet
-	done  chan struct{}
-	err   error // valid after done
-	again bool  // it failed once
+	have  atomic.Int64  // bytes of buf that have arrived
+	more  chan struct{} // holds a token if more have
+	given int64         // bytes of buf that are handed on
+
+	running bool // and then cancel and done are of this run
+	cancel  context.CancelFunc
+	done    chan struct{}
+	err     error // of the last run, once that is done
+	failed  bool  // there was a failure, when at bytes had arrived
+	at      int64
 }
 
 // spread takes over s.
 func (c *Client) spread(ctx context.Context, req Request, t *trust, s *Stream) *Stream {
+	ctx, cancel := context.WithCancel(ctx)
+	p := &spread{c: c, ctx: ctx, cancel: cancel, req: req, v: s.Validator, one: s, pos: s.Offset, lanes: 1}
 	if v := t.verified(); v != nil && *v {
 		// What was said of the first connection must hold for all.
-		req.Verify = VerifyAlways
+		p.strict = t.policy != VerifyAlways
 		t = &trust{policy: VerifyAlways, roots: t.roots, digest: t.digest}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	p := &spread{c: c, ctx: ctx, cancel: cancel, req: req, v: s.Validator, lines: &lines{c: c, t: t, keep: true}, one: s, pos: s.Offset, lanes: 1}
+	p.lines = &lines{c: c, t: t, keep: true}
 	p.meter = meter{limits: c.limit, most: c.limit.auto, now: time.Now}
 	if c.cfg.Connections > 1 {
 		p.lanes = c.cfg.Connections
@@ -94,10 +105,12 @@ func (p *spread) Read(b []byte) (int, error) {
 	}
 	n, err := p.read(b)
 	p.pos += int64(n)
-	p.err = err
-	if p.one != nil {
-		p.arrived.Add(int64(n))
+	var e *Error
+	if p.strict && errors.As(err, &e) && e.Code == "certificate" {
+		// What was asked for may allow it, which the next attempt finds out, and says.
+		err = &Error{Code: e.Code, Class: Temporary, Message: e.Message, Err: e.Err}
 	}
+	p.err = err
 	if lanes := p.meter.look(p.arrived.Load(), p.lanes); err == nil {
 		p.lanes = lanes
 	}
@@ -105,128 +118,185 @@ func (p *spread) Read(b []byte) (int, error) {
 }
 
 func (p *spread) read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
 	for {
-		if p.one != nil {
-			if p.lanes == 1 || p.v.Size-p.pos < p.c.limit.least {
-				return p.one.read.Read(b)
-			}
-			_ = p.one.close()
-			p.one, p.next = nil, p.pos
-		}
 		p.start()
 		if len(p.queue) == 0 {
 			if p.pos == p.v.Size {
 				return 0, io.EOF
 			}
-			if err := p.unite(); err != nil {
-				return 0, err
+			if p.one == nil {
+				if err := p.unite(); err != nil {
+					return 0, err
+				}
 			}
-			continue
+			return p.readOne(b)
 		}
 		head := p.queue[0]
-		<-head.done // it ends with the context
-		switch {
-		case head.err == nil:
-			n := copy(b, head.rest)
-			if head.rest = head.rest[n:]; len(head.rest) == 0 {
-				p.queue, p.free = p.queue[1:], append(p.free, head.buf)
+		if gap := head.part.From - p.pos; p.one != nil && gap > 0 {
+			return p.readOne(b[:min(int64(len(b)), gap)])
+		}
+		if have := head.have.Load(); have > head.given {
+			p.leaveOne()
+			n := copy(b, head.buf[head.given:have])
+			if head.given += int64(n); head.given == int64(len(head.buf)) {
+				p.pop()
 			}
 			return n, nil
-		case !refusal(head.err):
-			return 0, head.err
-		case head.again:
-			p.drop()
+		}
+		switch {
+		case head.running:
+			select {
+			case <-head.more:
+			case <-head.done: // also when the context ends
+				head.running = false
+			}
+		case head.err == nil: // it waited for its turn
+			p.run(head)
 		default:
-			if err := p.alone(head.err); err != nil {
+			if err := p.refused(head); err != nil {
 				return 0, err
 			}
 		}
 	}
 }
 
-// start brings as many segments on their way as there are lanes.
+func (p *spread) readOne(b []byte) (int, error) {
+	n, err := p.one.read.Read(b)
+	p.arrived.Add(int64(n))
+	return n, err
+}
+
+// leaveOne gives up the connection to the end, now that the segments have taken over.
+func (p *spread) leaveOne() {
+	if p.one != nil {
+		_ = p.one.close()
+		p.one = nil
+	}
+}
+
+// pop takes the head, which is handed on, off the queue.
+func (p *spread) pop() {
+	head := p.queue[0]
+	p.settle(head)
+	p.queue = p.queue[1:]
+	if len(p.free)+len(p.queue) < p.lanes {
+		p.free = append(p.free, head.buf[:cap(head.buf)])
+	}
+}
+
+// settle waits until a segment's connection is done.
+func (p *spread) settle(s *segment) {
+	if s.running {
+		<-s.done
+		s.running = false
+	}
+}
+
+// start brings as many segments on their way as there may be connections.
 func (p *spread) start() {
-	for p.lanes > 1 && len(p.queue) < p.lanes && p.next < p.v.Size {
+	busy := 0
+	if p.one != nil {
+		busy = 1
+		if len(p.queue) == 0 {
+			if p.v.Size-p.pos < p.c.limit.least {
+				return
+			}
+			p.next = p.pos + p.c.limit.segment // so long the first connection has a use
+		}
+	}
+	for p.lanes > 1 && busy+len(p.queue) < p.lanes && p.next < p.v.Size {
 		end := min(p.next+p.c.limit.segment, p.v.Size)
-		s := &segment{part: span{p.next, end - 1}}
+		s := &segment{part: span{p.next, end - 1}, more: make(chan struct{}, 1)}
 		if n := len(p.free); n > 0 {
 			s.buf, p.free = p.free[n-1], p.free[:n-1]
 		} else {
 			s.buf = make([]byte, p.c.limit.segment)
 		}
-		s.rest = s.buf[:end-p.next]
+		s.buf = s.buf[:end-p.next]
 		p.queue = append(p.queue, s)
 		p.next = end
 		p.run(s)
 	}
 }
 
-// run fills a segment.
+// run fetches what a segment has not.
 func (p *spread) run(s *segment) {
-	s.done, s.err = make(chan struct{}), nil
+	ctx, cancel := context.WithCancel(p.ctx)
+	s.cancel, s.done, s.err, s.running = cancel, make(chan struct{}), nil, true
 	p.group.Go(func() {
 		defer close(s.done)
-		s.err = p.fill(s)
+		defer cancel()
+		s.err = p.fill(ctx, s)
 	})
 }
 
-func (p *spread) fill(s *segment) error {
-	in, err := p.c.openSpan(p.ctx, p.req, s.part, p.v, p.lines)
+func (p *spread) fill(ctx context.Context, s *segment) (err error) {
+	defer caught(&err)
+	have := s.have.Load()
+	part := span{s.part.From + have, s.part.To}
+	in, err := p.c.openSpan(ctx, p.req, part, p.v, p.lines)
 	if err != nil {
 		return err
 	}
 	defer in.close() //nolint:errcheck // it has none
-	if in.Offset != s.part.From {
+	if in.Offset != part.From {
 		return errRange // the whole file, from its beginning
 	}
-	if _, err := io.ReadFull(&tally{in.read, &p.arrived}, s.rest); err != nil {
-		return err
+	// Each connection has to be fast enough by itself: the reader only sees the next byte in order.
+	r := &paced{r: in.read, limit: p.c.cfg.LowSpeedLimit, over: p.c.cfg.LowSpeedTime, now: time.Now}
+	for have < int64(len(s.buf)) && err == nil {
+		var n int
+		n, err = r.Read(s.buf[have:])
+		have += int64(n)
+		p.arrived.Add(int64(n))
+		s.have.Store(have)
+		select {
+		case s.more <- struct{}{}:
+		default:
+		}
 	}
-	var end [1]byte
-	_, err = in.read.Read(end[:]) // the end of the answer has to be seen before the connection can be used again
-	if err == io.EOF {
-		err = nil
+	switch {
+	case have == int64(len(s.buf)):
+		return nil // what more there may be is not looked at
+	case err == io.EOF:
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// tally counts what is read.
-type tally struct {
-	r io.Reader
-	n *atomic.Int64
-}
-
-func (t *tally) Read(b []byte) (int, error) {
-	n, err := t.r.Read(b)
-	t.n.Add(int64(n))
-	return n, err
-}
-
 var errRange = &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
 
-// refusal tells whether a server may have failed a range because it was one of several.
-func refusal(err error) bool {
+// step is by how many bytes a segment must get further to be asked for again by itself.
+const step = 64 << 10
+
+// refused decides what becomes of a download whose next segment failed. It may have been because there were several:
+// from now on there is one connection at a time.
+func (p *spread) refused(head *segment) error {
+	err := classify(head.err)
 	var e *Error
-	if !errors.As(classify(err), &e) {
-		return false
+	if !errors.As(err, &e) || e.Code == "certificate" && p.one == nil {
+		return err
 	}
-	return e.Class == Temporary || e.Code == "bad_resume" || e.Code == "range"
-}
-
-// breather is how long a server that refused has to forget the connections that are gone. One that wants more than
-// most gets it before the next attempt, where everybody can see why.
-const breather, most = time.Second, 10 * time.Second
-
-// alone is the answer to a refusal: what was refused is asked for again, one at a time, with nothing else under way.
-func (p *spread) alone(refused error) error {
 	p.lanes, p.meter.settled = 1, true
-	for _, s := range p.queue {
-		<-s.done
+	if p.one != nil || e.Class != Temporary || head.failed && head.have.Load() < head.at+step {
+		p.drop() // this server is not to be had by pieces
+		return nil
 	}
-	if e := (*Error)(nil); errors.As(refused, &e) && strings.HasPrefix(e.Code, "http_") {
+	head.failed, head.at = true, head.have.Load()
+	for _, s := range p.queue { // what they have is kept, the rest comes in their turn
+		if s.running {
+			s.cancel()
+			p.settle(s)
+		}
+		s.err = nil
+	}
+	if strings.HasPrefix(e.Code, "http_") {
 		pause := max(e.RetryAfter, breather)
 		if pause > most {
-			return refused
+			return err
 		}
 		select {
 		case <-time.After(pause):
@@ -234,20 +304,20 @@ func (p *spread) alone(refused error) error {
 			return p.ctx.Err()
 		}
 	}
-	for _, s := range p.queue {
-		if s.err != nil {
-			s.again = true
-			p.run(s)
-			<-s.done
-		}
-	}
 	return nil
 }
 
-// drop gives up what came out of turn: this server is not to be had by pieces.
+// breather is how long a server that refused has to forget the connections that are gone. One that wants more than
+// most gets it before the next attempt, where everybody can see why.
+const breather, most = time.Second, 10 * time.Second
+
+// drop gives up what came out of turn.
 func (p *spread) drop() {
 	for _, s := range p.queue {
-		<-s.done
+		if s.running {
+			s.cancel()
+			p.settle(s)
+		}
 	}
 	p.queue, p.free = nil, nil
 }
@@ -269,9 +339,7 @@ func (p *spread) unite() error {
 // close ends all connections and waits until they are gone.
 func (p *spread) close() error {
 	p.cancel()
-	if p.one != nil {
-		_ = p.one.close()
-	}
+	p.leaveOne()
 	p.group.Wait()
 	p.lines.close()
 	return nil

@@ -66,7 +66,14 @@ func plain(list []netip.Prefix) ([]netip.Prefix, error) {
 
 func egressError(a string) *Error {
 	return &Error{Code: "egress", Class: Human,
-		Message: fmt.Sprintf("The address %s is not allowed by egress policy. Change egress.allow in the agent's configuration if it should be.", a)}
+		Message: fmt.Sprintf("The address %s is not allowed by egress policy. "+
+			"If it should be, add it to egress.allow in the agent's configuration and restart the agent.", a)}
+}
+
+// deniedError is for what egress.deny has, where egress.allow does not help.
+func deniedError(a string) *Error {
+	return &Error{Code: "egress", Class: Human,
+		Message: fmt.Sprintf("The address %s is forbidden by egress.deny in the agent's configuration.", a)}
 }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {
@@ -80,7 +87,7 @@ func (e Egress) Check(a netip.Addr) error {
 	a = embedded(raw)
 	switch {
 	case contains(e.Deny, raw), contains(e.Deny, a):
-		return egressError(shown)
+		return deniedError(shown)
 	case contains(e.Allow, a):
 		return nil
 	case a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), slices.Contains(metadata, a), localNAT64.Contains(a),

@@ -21,7 +21,11 @@ import (
 
 func egressFailure(shown string) outcome {
 	return failure(source.Human, "egress",
-		"The address "+shown+" is not allowed by egress policy. Change egress.allow in the agent's configuration if it should be.")
+		"The address "+shown+" is not allowed by egress policy. If it should be, add it to egress.allow in the agent's configuration and restart the agent.")
+}
+
+func deniedFailure(shown string) outcome {
+	return failure(source.Human, "egress", "The address "+shown+" is forbidden by egress.deny in the agent's configuration.")
 }
 
 func TestEgressCheck(t *testing.T) {
@@ -105,7 +109,11 @@ func TestEgressCheck(t *testing.T) {
 		if (err == nil) != tc.ok {
 			t.Errorf("%+v, %s: got %v", tc.egress, tc.address, err)
 		}
-		if e, ok := err.(*source.Error); err != nil && (!ok || e.Class != source.Human || e.Message != egressFailure(tc.address).Message) {
+		want := egressFailure(tc.address)
+		if tc.egress.Deny != nil {
+			want = deniedFailure(tc.address)
+		}
+		if e, ok := err.(*source.Error); err != nil && (!ok || e.Class != source.Human || e.Message != want.Message) {
 			t.Errorf("%s: got %#v", tc.address, err)
 		}
 	}

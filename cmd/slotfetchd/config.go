@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"slotfetch/fetch"
+	"slotfetch/fetch/source"
 )
 
 // config is the whole configuration; slotfetchd.conf(5) describes each key. Only this package reads it.
@@ -61,6 +62,8 @@ type egressConfig struct {
 	Allow []netip.Prefix `toml:"allow"`
 	Deny  []netip.Prefix `toml:"deny"`
 }
+
+func (e egressConfig) policy() source.Egress { return source.Egress{Allow: e.Allow, Deny: e.Deny} }
 
 type proxyConfig struct {
 	HTTP    string `toml:"http"`
@@ -153,6 +156,9 @@ func (c config) check() error {
 			"proxy.%s must be a URL such as http://proxy.example.com:3128", name)
 	}
 	want((c.API.TLSCert == "") == (c.API.TLSKey == ""), "api.tls_cert and api.tls_key belong together: give both or neither")
+	if _, err := source.New(source.Config{Egress: c.Egress.policy()}); err != nil {
+		errs = append(errs, fmt.Errorf("egress.allow or egress.deny: %w", err))
+	}
 	for _, root := range c.Fetch.FileRoots {
 		want(filepath.IsAbs(root), "fetch.file_roots must hold absolute paths, not %q", root)
 	}

@@ -125,7 +125,7 @@ func (d *daemon) openFetch() error {
 	if err != nil {
 		return err
 	}
-	sc := source.Config{Egress: source.Egress{Allow: d.cfg.Egress.Allow, Deny: d.cfg.Egress.Deny}, FileRoots: d.cfg.Fetch.FileRoots,
+	sc := source.Config{Egress: d.cfg.Egress.policy(), FileRoots: d.cfg.Fetch.FileRoots,
 		UserAgent: "slotfetch/" + version, IdleTimeout: time.Duration(d.cfg.Fetch.IdleTimeout), Connections: d.cfg.Fetch.Connections,
 		MaxSize: d.cfg.Fetch.MaxSize}
 	if p := d.cfg.Proxy; p.HTTP != "" || p.HTTPS != "" {

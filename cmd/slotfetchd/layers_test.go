@@ -98,6 +98,7 @@ func TestBadSettings(t *testing.T) {
 		"bad address":               {file: "[api]\nlisten = '8443'", want: []string{"api.listen", `"8443"`}},
 		"bad proxy":                 {file: "[proxy]\nhttp = 'p:canary@x:1'", want: []string{"proxy.http"}, not: "canary"},
 		"half a certificate":        {file: "[api]\ntls_cert = '/x'", want: []string{"tls_cert", "tls_key"}},
+		"a prefix of both kinds":    {file: "[egress]\ndeny = ['::ffff:10.0.0.0/80']", want: []string{"egress.deny", "::ffff:10.0.0.0/80"}},
 		"a relative path of a root": {file: "[fetch]\nfile_roots = ['x']", want: []string{"file_roots"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -391,6 +392,31 @@ func (h *awaited) Handle(_ context.Context, r slog.Record) error {
 }
 
 func (h *awaited) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+// TestRecoverReadOnly starts where a partial of no fetch cannot be removed: the agent is there, and fetches wait until it
+// can.
+func TestRecoverReadOnly(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(71, 64<<10)
+	c := &crashed{t: t, dir: t.TempDir(), img: img}
+	c.partial(otherKey, 4096)
+	part := filepath.Join(c.dir, "slots", ".part")
+	if out, err := exec.Command("chattr", "+i", part).CombinedOutput(); err != nil {
+		t.Skipf("cannot make a directory immutable here: %v %s", err, out)
+	}
+	thaw := func() { _ = exec.Command("chattr", "-i", part).Run() }
+	defer thaw()
+	b := newBox(t, c.dir, nil)
+	key := b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve), img.SHA256())
+	if f := b.get(key); f.Status != store.Queued {
+		t.Errorf("got %+v", f)
+	}
+	thaw()
+	if f := b.until(key, final); f.Status != store.Finished {
+		t.Errorf("got %+v", f)
+	}
+	b.noPartials()
+}
 
 // TestRateAfterResume finishes a fetch of which all was there before, and one of which the half was: only what came in
 // this run counts for the rate.

@@ -59,11 +59,19 @@ type fetchConfig struct {
 }
 
 type egressConfig struct {
-	Allow []netip.Prefix `toml:"allow"`
-	Deny  []netip.Prefix `toml:"deny"`
+	Allow []prefix `toml:"allow"`
+	Deny  []prefix `toml:"deny"`
 }
 
-func (e egressConfig) policy() source.Egress { return source.Egress{Allow: e.Allow, Deny: e.Deny} }
+func (e egressConfig) policy() source.Egress {
+	plain := func(list []prefix) (out []netip.Prefix) {
+		for _, p := range list {
+			out = append(out, netip.Prefix(p))
+		}
+		return out
+	}
+	return source.Egress{Allow: plain(e.Allow), Deny: plain(e.Deny)}
+}
 
 type proxyConfig struct {
 	HTTP    string `toml:"http"`
@@ -75,6 +83,24 @@ type infoConfig struct {
 	Nickname    string `toml:"nickname"`
 	SupportLink string `toml:"support_link"`
 }
+
+// prefix is a netip.Prefix; an address without a length stands for itself alone.
+type prefix netip.Prefix
+
+func (p *prefix) UnmarshalText(text []byte) error {
+	v, err := netip.ParsePrefix(string(text))
+	if a, bad := netip.ParseAddr(string(text)); bad == nil && a.Zone() == "" {
+		v, err = a.Prefix(a.BitLen())
+	}
+	if err != nil {
+		return fmt.Errorf("%q is no address or prefix, such as 10.0.0.5, 10.0.0.0/8 or fd00::/8", text)
+	}
+	*p = prefix(v)
+	return nil
+}
+
+// MarshalText writes the form that UnmarshalText reads.
+func (p prefix) MarshalText() ([]byte, error) { return netip.Prefix(p).MarshalText() }
 
 // duration is a time.Duration written as "90s".
 type duration time.Duration

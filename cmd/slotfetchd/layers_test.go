@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -98,6 +99,8 @@ func TestBadSettings(t *testing.T) {
 		"bad address":               {file: "[api]\nlisten = '8443'", want: []string{"api.listen", `"8443"`}},
 		"bad proxy":                 {file: "[proxy]\nhttp = 'p:canary@x:1'", want: []string{"proxy.http"}, not: "canary"},
 		"half a certificate":        {file: "[api]\ntls_cert = '/x'", want: []string{"tls_cert", "tls_key"}},
+		"no prefix":                 {file: "[egress]\nallow = ['10.0.0.0/8', 'lab']", want: []string{"line 2: egress.allow: ", `"lab" is no address or prefix`}},
+		"an address with a zone":    {file: "[egress]\nallow = ['fe80::1%eth0']", want: []string{"line 2: egress.allow: ", "is no address or prefix"}},
 		"a prefix of both kinds":    {file: "[egress]\ndeny = ['::ffff:10.0.0.0/80']", want: []string{"egress.deny", "::ffff:10.0.0.0/80"}},
 		"a relative path of a root": {file: "[fetch]\nfile_roots = ['x']", want: []string{"file_roots"}},
 	} {
@@ -131,6 +134,20 @@ func TestBadSettings(t *testing.T) {
 			t.Error("asked for: no error")
 		}
 	})
+}
+
+func TestEgressPrefixes(t *testing.T) {
+	t.Parallel()
+	s, err := loadSettings(layers(t, "", "[egress]\nallow = ['127.0.0.1', '10.0.0.0/8']\ndeny = ['fd00::5', '::ffff:10.0.0.5']", ""))
+	if err == nil {
+		err = s.check()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(s.Egress.policy()); got != "{[127.0.0.1/32 10.0.0.0/8] [fd00::5/128 ::ffff:10.0.0.5/128]}" {
+		t.Error(got)
+	}
 }
 
 // What show prints is a configuration with the same meaning, but for secrets.

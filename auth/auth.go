@@ -258,8 +258,11 @@ func (a *Auth) verify(r *http.Request, name, password string) (u store.User, ok 
 		hash = u.PasswordHash
 	}
 	if !CheckPassword(hash, password) || !known || u.Disabled {
-		a.throttle.failed(name, from)
+		// Without the name, for which some type their password.
 		a.cfg.Log.Warn("login failed", "remote", from)
+		if a.throttle.failed(name, from) {
+			a.cfg.Log.Warn("too many failed logins: this user, or this address, is refused for a while", "remote", from, "duration", window.String())
+		}
 		return u, false, nil
 	}
 	return u, true, nil

@@ -240,6 +240,7 @@ func TestLoginRefused(t *testing.T) {
 
 func TestThrottle(t *testing.T) {
 	b := newBox(t)
+	logged := b.auth.CountBlocks()
 	live := b.login("ann")
 	for i := range 20 {
 		user := "ann"
@@ -261,6 +262,9 @@ func TestThrottle(t *testing.T) {
 	b.see(live, 200)
 	b.clock.add(10*time.Minute - time.Second)
 	blocked() // and does not prolong
+	if n := logged.Load(); n != 1 {
+		t.Errorf("the block was logged %d times", n)
+	}
 	b.clock.add(time.Second)
 	b.login("bob")
 }

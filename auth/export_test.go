@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -20,7 +21,14 @@ func (a *Auth) Seen() int {
 
 // CountFailures counts from now on the logins whose password was compared and found wrong. Call it before the first.
 func (a *Auth) CountFailures() *atomic.Int64 {
-	c := &counter{}
+	c := &counter{message: "login failed"}
+	a.cfg.Log = slog.New(c)
+	return &c.n
+}
+
+// CountBlocks counts from now on the blocks that are logged. Call it before the first.
+func (a *Auth) CountBlocks() *atomic.Int64 {
+	c := &counter{message: "too many failed logins"}
 	a.cfg.Log = slog.New(c)
 	return &c.n
 }
@@ -31,12 +39,15 @@ func (a *Auth) TakeTurn() (release func()) {
 	return func() { <-a.turn }
 }
 
-type counter struct{ n atomic.Int64 }
+type counter struct {
+	message string // what the records that count begin with
+	n       atomic.Int64
+}
 
 func (*counter) Enabled(context.Context, slog.Level) bool { return true }
 
 func (c *counter) Handle(_ context.Context, r slog.Record) error {
-	if r.Message == "login failed" {
+	if strings.HasPrefix(r.Message, c.message) {
 		c.n.Add(1)
 	}
 	return nil

@@ -61,8 +61,8 @@ func (t *throttle) blocked(user, address string) bool {
 	return false
 }
 
-// failed counts a failure.
-func (t *throttle) failed(user, address string) {
+// failed counts a failure and tells whether it is one too many.
+func (t *throttle) failed(user, address string) (blocks bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
@@ -82,8 +82,10 @@ func (t *throttle) failed(user, address string) {
 		e.at = append(kept, now)
 		if len(e.at) >= maxFailures {
 			e.at, e.blocked = nil, now.Add(window)
+			blocks = true
 		}
 	}
+	return blocks
 }
 
 // evictLocked makes room for one more entry: those that no longer matter first, else the quietest.

@@ -71,8 +71,12 @@ func (s *Slots) handleDelete(r *http.Request, audit func(p api.Principal, action
 	}
 	number := strconv.Itoa(id)
 	switch err := s.Delete(id); {
-	case errors.Is(err, ErrUnknown), errors.Is(err, ErrEmpty):
+	case errors.Is(err, ErrUnknown):
 		return api.Reply{}, api.NotFound(mountPath, number)
+	case errors.Is(err, ErrEmpty):
+		e := api.NotFound(mountPath, number)
+		e.Message = "Slot " + number + " is empty."
+		return api.Reply{}, e
 	case errors.Is(err, ErrProtected):
 		return api.Reply{}, api.Conflict("Slot "+number+" runs now or boots next and cannot be deleted. Activate another slot first.", map[string]any{"slot_id": id, "state": "protected"})
 	case errors.Is(err, ErrReserved):

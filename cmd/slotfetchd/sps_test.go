@@ -522,7 +522,7 @@ func protectedSlots(t *testing.T) {
 	if got := occupied(t, c); got != "1 2" {
 		t.Errorf("occupied: %s", got)
 	}
-	c.do(t, "DELETE", slotsPath+"/3", "").fails(t, 404, "ResourceNotFound", "")
+	c.do(t, "DELETE", slotsPath+"/3", "").fails(t, 404, "ResourceNotFound", "").is(t, "error.message", "Slot 3 is empty.")
 	c.do(t, "DELETE", slotsPath+"/99", "").fails(t, 404, "ResourceNotFound", "")
 	check(t, os.WriteFile(filepath.Join(a.state, "slots", "boot.json"), []byte("{"), 0o644))
 	c.do(t, "GET", slotsPath, "").want(t, 200).is(t, "meta.current_slot", nil, "meta.slot_after_reboot", nil, "items.0.body.current", false)

@@ -43,7 +43,7 @@ func TestUnreachable(t *testing.T) {
 	if err := os.WriteFile(config, []byte("[boxes.lab2]\naddress = \"10.0.0.6\"\n[boxes.lab1]\naddress = \"lba1\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	explain("lba1", nobody, "cannot find the host lba1: no such host", "The boxes in "+config+" are: lab1, lab2")
+	explain("lba1", nobody, "cannot find the host lba1: no such host", "The boxes in "+config+" are: lab1, lab2.")
 }
 
 // TestOtherServers is what answers at a wrong port.

@@ -85,7 +85,7 @@ func (b box) nameHint(dns *net.DNSError) string {
 	case len(c.Boxes) == 0:
 		return fmt.Sprintf("No box is named so in %s either.", path)
 	}
-	return fmt.Sprintf("The boxes in %s are: %s", path, strings.Join(sortedKeys(c.Boxes), ", "))
+	return fmt.Sprintf("The boxes in %s are: %s.", path, strings.Join(sortedKeys(c.Boxes), ", "))
 }
 
 // String names the box in messages.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -85,6 +87,12 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 	return cmd
 }
 
+// unsent tells that there was no connection to send anything over.
+func unsent(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
+}
+
 func (f *fetch) run(ctx context.Context, args []string) error {
 	a := f.app
 	if f.sha256 == "" {
@@ -104,7 +112,7 @@ func (f *fetch) run(ctx context.Context, args []string) error {
 	}
 	accepted, err := c.startFetch(ctx, request)
 	if err != nil {
-		if bad := asFailure(err); bad.code == exitInterrupted || bad.temporary {
+		if bad := asFailure(err); (bad.code == exitInterrupted || bad.temporary) && !unsent(err) {
 			bad.hint = strings.TrimSpace(bad.hint + " The fetch may have been started all the same. Look with: slotfetch ls")
 			return bad
 		}

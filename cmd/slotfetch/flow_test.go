@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -132,6 +133,31 @@ func TestPlainHTTPPort(t *testing.T) {
 	closed := listen(t)
 	_ = closed.Close()
 	invoke(t, "", "ls", "-H", closed.Addr().String()).want(t, exitNetwork, "connection refused")
+}
+
+// TestFetchUnsure: without an answer the fetch may have been started, but not without a connection.
+func TestFetchUnsure(t *testing.T) {
+	home(t)
+	const perhaps = "may have been started all the same"
+	args := func(l net.Listener) []string {
+		return []string{"fetch", "-H", l.Addr().String(), testURL, "--sha256", testDigest}
+	}
+	silent := listen(t)
+	t.Cleanup(func() { silent.Close() })
+	go func() {
+		for {
+			c, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	invoke(t, "", args(silent)...).want(t, exitNetwork, perhaps)
+	_ = silent.Close()
+	if r := invoke(t, "", args(silent)...).want(t, exitNetwork, "connection refused"); strings.Contains(r.stderr, perhaps) {
+		t.Error(r.stderr)
+	}
 }
 
 func TestKeyPrefix(t *testing.T) {

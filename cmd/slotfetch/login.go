@@ -197,7 +197,7 @@ func (c *client) login(ctx context.Context, user, password string) (session, err
 	req.SetBasicAuth(user, password)
 	resp, err := c.perform(req, nil)
 	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusUnauthorized {
-		f.hint = "Check user and password. After 20 failures within 10 minutes the box refuses every login for 10 minutes."
+		f.hint = "Check user and password. After 20 failures within 10 minutes the box refuses this user, or this address, for 10 minutes."
 		return session{}, f
 	}
 	if err != nil {

@@ -202,8 +202,8 @@ func (v *verifier) check(cs tls.ConnectionState) error {
 		return nil
 	case v.pinned.SHA256 != "":
 		if !same(v.pinned.SHA256, got) {
-			return v.changed("HAS CHANGED since it was pinned. Somebody may be listening in, or the box was set up anew", v.pinned.SHA256, got,
-				fmt.Sprintf("If the box was set up anew, remove the pin with: slotfetch trust --forget %s", quote(v.box.name)))
+			return v.changed("HAS CHANGED since it was pinned. Somebody may be listening in, or the box has a new certificate", v.pinned.SHA256, got,
+				fmt.Sprintf("If the new fingerprint is that in the log of the box (journalctl -u slotfetchd), remove the pin with: slotfetch trust --forget %s", quote(v.box.name)))
 		}
 		return nil
 	}

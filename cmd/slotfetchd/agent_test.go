@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,7 @@ type agent struct {
 	env                   []string   // of the process, in addition
 	files                 []*os.File // its descriptors from 3 on
 	activate              bool       // tell it that these are its sockets
+	under                 []string   // a program, and its arguments, that runs the agent; it has to keep the process's number
 
 	cmd   *exec.Cmd
 	log   *journal
@@ -125,11 +127,19 @@ var readyLine = regexp.MustCompile(`agent ready"? listen=(\S+)`)
 
 func (a *agent) start(t *testing.T) {
 	t.Helper()
+	if !a.launch(t) {
+		t.Fatalf("the agent did not start:\n%s", a.log)
+	}
+}
+
+// launch starts the process and waits until it is ready, or gone.
+func (a *agent) launch(t *testing.T) (ready bool) {
+	t.Helper()
 	cmd := a.command("serve")
 	stderr, err := cmd.StderrPipe()
 	check(t, err)
 	check(t, cmd.Start())
-	ready, done := make(chan string, 1), make(chan struct{})
+	addresses, done := make(chan string, 1), make(chan struct{})
 	a.cmd, a.done = cmd, done
 	go func() {
 		defer close(done)
@@ -137,23 +147,24 @@ func (a *agent) start(t *testing.T) {
 		for lines.Scan() {
 			a.log.add(lines.Text())
 			if m := readyLine.FindStringSubmatch(lines.Text()); m != nil {
-				ready <- m[1]
+				addresses <- m[1]
 			}
 		}
 		_ = cmd.Wait() // stop looks at ProcessState
-		close(ready)
+		close(addresses)
 	}()
-	address := fetchtest.Await(t, "the agent to be ready", ready)
-	if address == "" {
-		t.Fatalf("the agent did not start:\n%s", a.log)
-	}
+	address := fetchtest.Await(t, "the agent to be ready", addresses)
 	a.base = "https://" + address
+	return address != ""
 }
 
 // command is slotfetchd with the agent's configuration and environment.
 func (a *agent) command(args ...string) *exec.Cmd {
 	args = append([]string{"--config", a.config}, args...)
 	cmd := exec.Command(program, args...)
+	if a.under != nil {
+		cmd = exec.Command(a.under[0], append(append(slices.Clone(a.under[1:]), program), args...)...)
+	}
 	if a.activate {
 		// Only the process itself knows its number, which must be right.
 		cmd = exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, program}, args...)...)

@@ -38,8 +38,7 @@ func TestTorture(t *testing.T) {
 	kills := setting(t, "SLOTFETCH_TORTURE", 12)
 	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("SLOTFETCH_TORTURE=%d SLOTFETCH_SEED=%d", kills, seed)
-	x := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), orders: map[string]*accepted{}, hit: map[string]int{}}
-	x.serve()
+	x := newTorture(t, seed)
 	x.a = startAgent(t, fmt.Sprintf("[slots]\ncount = %d\nreserve = 0\n[fetch]\nworkers = 2\nretry_initial = \"60ms\"\n", tortureSlots))
 	x.c = x.a.loginAdmin(t)
 	for n := range kills {
@@ -88,6 +87,8 @@ type torture struct {
 	images []*fetchtest.Image
 	url    string
 	gate   atomic.Pointer[chan struct{}] // the origin sends nothing before it is closed
+	moody  func(r *http.Request, image int) (busy, breaks bool)
+	fault  bool // a system call failed: fetches may fail, and answers may be of the kind 5xx
 
 	mu     sync.Mutex
 	orders map[string]*accepted // by key
@@ -106,14 +107,24 @@ type accepted struct {
 	emptied bool   // a DELETE of its slot was sent
 }
 
+// newTorture gives the torture its origin, but no agent yet.
+func newTorture(t *testing.T, seed uint64) *torture {
+	x := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), orders: map[string]*accepted{}, hit: map[string]int{}}
+	var requests atomic.Int64
+	x.moody = func(_ *http.Request, image int) (busy, breaks bool) {
+		n := requests.Add(1)
+		return n%5 == 0 && image >= tiny, n%4 == 0
+	}
+	x.serve()
+	return x
+}
+
 // serve starts an origin with good validators: slow, and at times it breaks off or is busy.
 func (x *torture) serve() {
 	for i, size := range []int64{0, 1, 200_001, 2 << 20, 5<<20 + 17, 9 << 20} {
 		x.images = append(x.images, fetchtest.NewImage(uint64(1000+i), size))
 	}
-	closed := make(chan struct{})
-	x.gate.Store(&closed)
-	var requests atomic.Int64
+	x.closeGate()
 	modified := time.Date(2020, 5, 4, 8, 0, 1, 0, time.UTC)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
@@ -121,25 +132,32 @@ func (x *torture) serve() {
 		case <-r.Context().Done():
 			return
 		}
-		n := requests.Add(1)
 		i, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
 		if err != nil || i >= len(x.images) {
 			http.NotFound(w, r)
 			return
 		}
-		if n%5 == 0 && i >= tiny {
+		busy, breaks := x.moody(r, i)
+		if busy {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("ETag", strconv.Quote(x.images[i].SHA256()[:16]))
 		var content io.ReadSeeker = x.images[i].Reader()
 		if i >= tiny {
-			content = &slow{SectionReader: x.images[i].Reader(), breaks: n%4 == 0}
+			content = &slow{SectionReader: x.images[i].Reader(), breaks: breaks}
 		}
 		http.ServeContent(w, r, "", modified, content)
 	}))
 	x.t.Cleanup(s.Close)
 	x.url = s.URL
+}
+
+// closeGate holds the origin up; what it returns lets it go on.
+func (x *torture) closeGate() (open func()) {
+	gate := make(chan struct{})
+	x.gate.Store(&gate)
+	return func() { close(gate) }
 }
 
 // slow reads at about 40 MB/s, so that a transfer has an inside to be killed in.
@@ -161,8 +179,7 @@ func (s *slow) Read(p []byte) (int, error) {
 
 // live is one life: a start, perhaps with kills in it, a look at everything, work, and a kill.
 func (x *torture) live(n int) {
-	open := make(chan struct{})
-	x.gate.Store(&open)
+	open := x.closeGate()
 	if n > 0 {
 		for x.rng.IntN(4) == 0 {
 			x.killStarting()
@@ -174,7 +191,7 @@ func (x *torture) live(n int) {
 		return
 	}
 	trigger := x.newTrigger()
-	close(open)
+	open()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	actor, busy := rand.New(rand.NewPCG(x.rng.Uint64(), 1)), x.rng.IntN(3) > 0
@@ -423,6 +440,7 @@ func (x *torture) remove(key string) {
 		o.pruning = false
 	case r.code == 200 && r.get("body") == nil:
 		o.pruned = true
+	case x.fault && x.excused(r): // it may be durable or not
 	case r.code == 503:
 		o.pruning = false
 	case r.code == 200 && status != "queued" && status != "":
@@ -444,21 +462,24 @@ func (x *torture) emptySlot(rng *rand.Rand, most int) {
 		return
 	}
 	id := full[rng.IntN(len(full))]
-	s := x.slot(id)
-	if s == nil {
-		return
+	if s := x.slot(id); s != nil {
+		x.empty(id, s.Key)
 	}
+}
+
+// empty empties a slot, which has the image of a fetch.
+func (x *torture) empty(id, key string) {
 	mark := func(emptied bool) {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		if o := x.orders[s.Key]; o != nil {
+		if o := x.orders[key]; o != nil {
 			o.emptied = emptied
 		}
 	}
 	mark(true) // perhaps: the answer may get lost
 	r, err := x.c.try("DELETE", slotsPath+"/"+id, "")
 	switch {
-	case err != nil, r.code == 200:
+	case err != nil, r.code == 200, x.fault && x.excused(r):
 	case r.code == 409, r.code == 503: // its commit is not over yet; the agent is stopping
 		mark(false)
 	default:
@@ -522,7 +543,7 @@ func (x *torture) note(list reply) (phases []string) {
 			x.t.Errorf("fetch %s was %s and is %s", r.str("key"), o.status, status)
 		}
 		o.status = status
-		if e := r.str("body.error"); status == "failed" && !strings.Contains(e, "No empty firmware slot") && !(o.wrong && strings.Contains(e, "SHA-256 mismatch")) {
+		if e := r.str("body.error"); status == "failed" && !(x.fault && !strings.Contains(e, "internal error")) && !strings.Contains(e, "No empty firmware slot") && !(o.wrong && strings.Contains(e, "SHA-256 mismatch")) {
 			x.t.Errorf("fetch %s failed: %s", r.str("key"), e)
 		}
 		if status == "cancelled" && !o.cancel && !o.pruning {
@@ -730,11 +751,14 @@ func (x *torture) verifySlots(rows map[string]reply) {
 
 // drain lets the agent do all that is left.
 func (x *torture) drain() {
+	x.closeGate()()
+	x.a.start(x.t)
+	x.settle()
+}
+
+// settle waits until the agent has done all that is left, and looks again.
+func (x *torture) settle() {
 	t := x.t
-	open := make(chan struct{})
-	close(open)
-	x.gate.Store(&open)
-	x.a.start(t)
 	for end := time.Now().Add(3 * fetchtest.Patience); ; time.Sleep(10 * time.Millisecond) {
 		x.emptySlot(x.rng, tortureSlots-3)
 		list := x.c.do(t, "GET", fetches, "").want(t, 200)

@@ -56,6 +56,9 @@ type fetchConfig struct {
 	Deadline     optional `toml:"deadline"`
 	MaxTraffic   float64  `toml:"max_traffic"`
 	ResumeVerify string   `toml:"resume_verify"`
+
+	CheckpointBytes    int64    `toml:"checkpoint_bytes"`
+	CheckpointInterval duration `toml:"checkpoint_interval"`
 }
 
 type egressConfig struct {
@@ -143,7 +146,8 @@ func defaults() config {
 		Local:    localConfig{Socket: "/run/slotfetch/api.sock"},
 		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20},
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
-			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean"},
+			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean",
+			CheckpointBytes: 128 << 20, CheckpointInterval: duration(10 * time.Second)},
 	}
 }
 
@@ -168,6 +172,7 @@ func (c config) check() error {
 	want(c.Fetch.MaxTraffic >= 1 || c.Fetch.MaxTraffic == 0, "fetch.max_traffic must be at least 1, or 0 for no bound, not %g", c.Fetch.MaxTraffic)
 	_, known := resumeVerify[c.Fetch.ResumeVerify]
 	want(known, "fetch.resume_verify must be unclean, always or never, not %q", c.Fetch.ResumeVerify)
+	want(c.Fetch.CheckpointBytes >= 1<<20, "fetch.checkpoint_bytes must be at least 1048576, not %d", c.Fetch.CheckpointBytes)
 	want(c.Fetch.RetryRounds >= 1, "fetch.retry_rounds must be at least 1, not %d", c.Fetch.RetryRounds)
 	_, port, err := net.SplitHostPort(c.API.Listen)
 	if err == nil {

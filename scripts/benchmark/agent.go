@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -20,23 +19,29 @@ import (
 // agent is a slotfetchd, driven over its local socket.
 type agent struct {
 	*process
-	dir  string
-	http *http.Client
-	log  chan []string // its lines, when it has ended
+	dir      string
+	address  string // of its HTTPS port
+	password string // of admin, once it was read
+	http     *http.Client
+	log      chan []string // its last lines, when it has ended
 }
 
 // pause is the time between two looks: 0.5 % of a short fetch, and a look costs the agent a tenth of a millisecond.
 const pause = 10 * time.Millisecond
 
-func startAgent(ctx context.Context, program, dir string) (*agent, error) {
+// startAgent runs program in g with its state below dir, and the number of connections that fetch.connections asks for.
+func startAgent(ctx context.Context, program, dir string, g *group, connections int) (*agent, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
 	socket := filepath.Join(dir, "s")
-	config := fmt.Sprintf("state_dir = %q\n[api]\nlisten = \"127.0.0.1:0\"\n[local]\nsocket = %q\n[egress]\nallow = [\"127.0.0.0/8\"]\n",
-		filepath.Join(dir, "state"), socket)
+	config := fmt.Sprintf("state_dir = %q\n[api]\nlisten = \"127.0.0.1:0\"\n[local]\nsocket = %q\n[fetch]\nconnections = %d\n"+
+		"[egress]\nallow = [\"127.0.0.0/8\", \"%s/32\"]\n", filepath.Join(dir, "state"), socket, connections, beyond)
 	file := filepath.Join(dir, "config.toml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	p, stderr, err := start(exec.Command(program, "--config", file, "serve"), true)
+	p, stderr, err := start(g.command(program, "--config", file, "serve"), true)
 	if err != nil {
 		return nil, fmt.Errorf("cannot start the agent: %w", err)
 	}
@@ -44,22 +49,22 @@ func startAgent(ctx context.Context, program, dir string) (*agent, error) {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}}}}
-	ready := make(chan bool, 1)
+	ready := make(chan string, 1)
 	go func() {
 		var text []string
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
-			text = append(text, lines.Text())
-			if strings.Contains(lines.Text(), "agent ready") {
-				ready <- true
+			text = append(text[max(0, len(text)-9):], lines.Text())
+			if _, rest, ok := strings.Cut(lines.Text(), `msg="agent ready" listen=`); ok {
+				ready <- strings.Fields(rest)[0]
 			}
 		}
 		a.log <- text
 		close(ready)
 	}()
 	select {
-	case ok := <-ready:
-		if ok {
+	case a.address = <-ready:
+		if a.address != "" {
 			return a, nil
 		}
 		return nil, errors.Join(errors.New("the agent did not start"), a.lastWords())
@@ -72,8 +77,7 @@ func startAgent(ctx context.Context, program, dir string) (*agent, error) {
 // lastWords stops the agent and gives the end of its log.
 func (a *agent) lastWords() error {
 	_ = a.cmd.Process.Kill()
-	lines := <-a.log
-	return errors.New("the agent's log ends so:\n" + strings.Join(lines[max(0, len(lines)-10):], "\n"))
+	return errors.New("the agent's log ends so:\n" + strings.Join(<-a.log, "\n"))
 }
 
 func (a *agent) slotImage() string { return filepath.Join(a.dir, "state", "slots", "1", "image") }
@@ -102,11 +106,20 @@ func (a *agent) call(ctx context.Context, method, path, body string, want int, o
 	return json.Unmarshal(raw, out)
 }
 
+// order is the body of a POST. ca may be empty.
+func order(url, sha256, ca string, slot int) string {
+	o := map[string]any{"url": url, "checksum": map[string]string{"sha256": sha256}, "slot_id": slot}
+	if ca != "" {
+		o["tls"] = map[string]string{"ca": ca}
+	}
+	text, _ := json.Marshal(o) // it holds nothing that cannot be encoded
+	return string(text)
+}
+
 // fetch starts a fetch into slot 1 and waits until it has finished.
-func (a *agent) fetch(ctx context.Context, url, sha256 string) error {
-	order := fmt.Sprintf(`{"url": %q, "checksum": {"sha256": %q}, "slot_id": 1}`, url, sha256)
+func (a *agent) fetch(ctx context.Context, url, sha256, ca string) error {
 	var f api.Fetch
-	if err := a.call(ctx, "POST", "/fetch", order, http.StatusAccepted, &f); err != nil {
+	if err := a.call(ctx, "POST", "/fetch", order(url, sha256, ca, 1), http.StatusAccepted, &f); err != nil {
 		return err
 	}
 	for {
@@ -145,8 +158,8 @@ func (a *agent) memory(field string) (int64, error) {
 	return kib << 10, nil
 }
 
-// ticks is the processor time so far, in hundredths of a second.
-func (a *agent) ticks() (int64, error) {
+// processor is the processor time so far. The kernel counts it in hundredths of a second.
+func (a *agent) processor() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.pid()))
 	if err != nil {
 		return 0, err
@@ -155,5 +168,5 @@ func (a *agent) ticks() (int64, error) {
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	var user, system int64
 	_, err = fmt.Sscan(fields[11]+" "+fields[12], &user, &system)
-	return user + system, err
+	return time.Duration(user+system) * (time.Second / 100), err
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"slotfetch/api"
 )
@@ -36,13 +37,30 @@ func noFetch(err error, key string) error {
 	return missing(err, "there is no fetch "+key, "See the keys with: slotfetch ls")
 }
 
-func (c *client) startFetch(ctx context.Context, r api.FetchRequest) (api.Accepted, error) {
-	var accepted api.Accepted
-	_, err := c.call(ctx, http.MethodPost, pathFetches, r, &accepted)
-	if err == nil && accepted.Key == "" {
-		err = c.stranger("it accepted the fetch without giving its key")
+// startFetch repeats the request when its answer got lost: under one idempotency key that starts one fetch.
+func (c *client) startFetch(ctx context.Context, r api.FetchRequest, idempotency string) (api.Accepted, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		var accepted api.Accepted
+		req, err := c.request(ctx, http.MethodPost, pathFetches, r)
+		if err != nil {
+			return accepted, err
+		}
+		req.Header.Set("Idempotency-Key", idempotency)
+		_, err = c.perform(req, &accepted)
+		if err == nil && accepted.Key == "" {
+			err = c.stranger("it accepted the fetch without giving its key")
+		}
+		if f, ok := errors.AsType[*failure](err); !ok || !f.temporary || unsent(err) || try == tries {
+			return accepted, err
+		}
+		c.app.note("%s; asking again.", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return accepted, ended(ctx)
+		}
 	}
-	return accepted, err
 }
 
 func (c *client) fetch(ctx context.Context, key string) (api.Fetch, error) {

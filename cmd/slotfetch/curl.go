@@ -16,8 +16,8 @@ import (
 // redacted stands where a password would be.
 const redacted = "REDACTED"
 
-// printCurl writes a call as a curl command line to stdout; it connects nowhere.
-func (c *client) printCurl(method, path string, request *api.FetchRequest) error {
+// printCurl writes a call as a curl command line to stdout; it connects nowhere. headers are more lines of its header.
+func (c *client) printCurl(method, path string, request *api.FetchRequest, headers ...string) error {
 	words := []string{"curl", "-sS", "--fail-with-body"}
 	words = append(words, c.curlAccess()...)
 	switch {
@@ -40,6 +40,9 @@ func (c *client) printCurl(method, path string, request *api.FetchRequest) error
 			return err
 		}
 		words = append(words, "-H", quote("Content-Type: application/json"), "--data-binary", quote(body))
+	}
+	for _, h := range headers {
+		words = append(words, "-H", quote(h))
 	}
 	return c.writeCurl(append(words, quote(c.box.baseURL()+path)))
 }

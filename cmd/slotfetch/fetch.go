@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -32,6 +33,7 @@ type fetch struct {
 	ca          string
 	tlsVerify   bool
 	force       bool
+	idempotency string
 	wait        bool
 	detach      bool
 }
@@ -71,6 +73,7 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 	f.flags.IntVar(&f.slot, "slot", 0, "fetch into slot `N`, which must be empty (default: the lowest empty one)")
 	f.flags.BoolVar(&f.force, "force", false, "download the image also if a slot of the box has it already")
 	f.flags.StringArrayVar(&f.mirrors, "mirror", nil, "another `URL` of the same image, tried after the first; may be repeated")
+	f.flags.StringVar(&f.idempotency, "idempotency-key", "", "`KEY` of your own for this request: the same command again gives the same fetch")
 	f.flags.StringVar(&f.credentials, "credentials-file", "", "`FILE` with the user name and the password for the server of URL, one a line; - is stdin")
 	f.flags.StringVar(&f.ca, "ca", "", "the server of the image must be signed by a CA in `FILE` (PEM)")
 	f.flags.BoolVar(&f.tlsVerify, "tls-verify", true, "=true: the certificate of the image's server must verify; =false: it need not\n(default: it must where credentials are sent)")
@@ -108,9 +111,16 @@ func (f *fetch) run(ctx context.Context, args []string) error {
 	}
 	defer c.close()
 	if a.curl {
-		return c.printCurl(http.MethodPost, pathFetches, &request)
+		var headers []string
+		if f.idempotency != "" {
+			headers = []string{"Idempotency-Key: " + f.idempotency}
+		}
+		return c.printCurl(http.MethodPost, pathFetches, &request, headers...)
 	}
-	accepted, err := c.startFetch(ctx, request)
+	if f.idempotency == "" {
+		f.idempotency = rand.Text()
+	}
+	accepted, err := c.startFetch(ctx, request, f.idempotency)
 	if err != nil {
 		if bad := asFailure(err); (bad.code == exitInterrupted || bad.temporary) && !unsent(err) {
 			bad.hint = strings.TrimSpace(bad.hint + " The fetch may have been started all the same. Look with: slotfetch ls")

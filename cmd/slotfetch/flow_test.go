@@ -160,6 +160,42 @@ func TestFetchUnsure(t *testing.T) {
 	}
 }
 
+// TestFetchRepeated: a request whose answer got lost is repeated under its key, so that one fetch is started.
+func TestFetchRepeated(t *testing.T) {
+	b := withLogin(t)
+	var keys []string
+	b.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost {
+			return false
+		}
+		keys = append(keys, r.Header.Get("Idempotency-Key"))
+		if len(keys) == 1 {
+			panic(http.ErrAbortHandler) // accepted, perhaps, and the answer is lost
+		}
+		return false
+	}
+	r := invoke(t, "", "fetch", testURL, "--sha256", testDigest, "--detach").want(t, exitOK, "asking again")
+	if r.stdout != testKey+"\n" || len(keys) != 2 || keys[0] != keys[1] || len(keys[0]) < 20 {
+		t.Errorf("stdout %q, keys %q", r.stdout, keys)
+	}
+	keys = nil
+	invoke(t, "", "fetch", testURL, "--sha256", testDigest, "--detach", "--idempotency-key", "mine").want(t, exitOK)
+	if len(keys) != 2 || keys[0] != "mine" || keys[1] != "mine" {
+		t.Errorf("keys %q", keys)
+	}
+	// What is refused is refused.
+	keys = []string{""}
+	b.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		keys = append(keys, "")
+		refuse(w, 409, "Conflict", "The Idempotency-Key was used for another request. Use a new one for each fetch.", nil)
+		return true
+	}
+	invoke(t, "", "fetch", testURL, "--sha256", testDigest, "--detach").want(t, exitConflict, "another request")
+	if len(keys) != 2 {
+		t.Errorf("it was asked for %d times", len(keys)-1)
+	}
+}
+
 func TestKeyPrefix(t *testing.T) {
 	b := withLogin(t)
 	b.add(testKey, finished())

@@ -84,6 +84,8 @@ type FetchBody struct {
 	ResumedFrom int64 `json:"resumed_from"`
 	// NextAttemptTime is when the next attempt comes; null unless the phase is waiting.
 	NextAttemptTime *string `json:"next_attempt_time"`
+	// RetryReason is one sentence on what the last attempt ended with; null unless the phase is waiting.
+	RetryReason *string `json:"retry_reason"`
 	// Deduplicated tells that the slot had the image already, so that nothing was downloaded.
 	Deduplicated bool `json:"deduplicated"`
 	// Phase is downloading, waiting, verifying or installing; null unless in-progress.

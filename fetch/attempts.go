@@ -114,7 +114,7 @@ func (d *download) attempts(ctx context.Context) error {
 			i = next
 		}
 		if wrapped && !c.gone {
-			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter)); err != nil {
+			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter), e.Message); err != nil {
 				return err
 			}
 		}
@@ -152,11 +152,11 @@ func (d *download) next(i int) (next int, wrapped, ok bool) {
 	return 0, false, false
 }
 
-func (d *download) wait(ctx context.Context, delay time.Duration) error {
+func (d *download) wait(ctx context.Context, delay time.Duration, reason string) error {
 	if err := d.phase(store.Waiting); err != nil {
 		return err
 	}
-	d.fl.progress.pause(delay)
+	d.fl.progress.pause(delay, reason)
 	d.m.notify()
 	d.log.Info("waiting to retry", "delay", delay.Round(time.Millisecond).String())
 	d.m.pause(ctx, delay)

@@ -72,11 +72,11 @@ func TestProgressOfAttempts(t *testing.T) {
 	key := b.enqueue(url, img.SHA256())
 	before := time.Now()
 	f := b.until(key, func(f store.Fetch) bool { return !f.NextAttempt.IsZero() })
-	if wait := f.NextAttempt.Sub(before); f.Phase != store.Waiting || wait < 0 || wait > 5*time.Second {
-		t.Errorf("phase %s, next attempt in %v", f.Phase, wait)
+	if wait := f.NextAttempt.Sub(before); f.Phase != store.Waiting || wait < 0 || wait > 5*time.Second || f.RetryReason == "" {
+		t.Errorf("phase %s, next attempt in %v, because %q", f.Phase, wait, f.RetryReason)
 	}
 	f = b.until(key, final)
-	if f.Status != store.Finished || f.ResumedFrom < 2<<20 || f.ResumedFrom > 3<<20 || !f.NextAttempt.IsZero() {
+	if f.Status != store.Finished || f.ResumedFrom < 2<<20 || f.ResumedFrom > 3<<20 || !f.NextAttempt.IsZero() || f.RetryReason != "" {
 		t.Errorf("it is %s, resumed from %d, next attempt %v", f.Status, f.ResumedFrom, f.NextAttempt)
 	}
 }

@@ -22,6 +22,7 @@ type progress struct {
 	tlsVerified *bool
 	resumedFrom int64
 	next        time.Time // when the next attempt comes; zero unless waiting
+	reason      string    // why there has to be one; empty unless waiting
 	samples     []sample  // oldest first, spanning about rateSpan
 	alive       time.Time // the last sign of life
 }
@@ -87,17 +88,17 @@ func (p *progress) silent() time.Duration {
 func (p *progress) set(phase store.Phase, attempts int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.phase, p.attempts, p.alive, p.next = phase, attempts, p.now(), time.Time{}
+	p.phase, p.attempts, p.alive, p.next, p.reason = phase, attempts, p.now(), time.Time{}, ""
 	if phase != store.Downloading {
 		p.samples = nil
 	}
 }
 
-// pause notes that the fetch waits for d.
-func (p *progress) pause(d time.Duration) {
+// pause notes that the fetch waits for d, and why.
+func (p *progress) pause(d time.Duration, reason string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.next = p.now().Add(d)
+	p.next, p.reason = p.now().Add(d), reason
 }
 
 // counts are the bytes so far and the total, 0 if unknown.
@@ -112,7 +113,7 @@ func (p *progress) overlay(f store.Fetch) store.Fetch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.BytesDownloaded, f.BytesTotal = p.downloaded, p.total
-	f.Attempts, f.ResumedFrom, f.NextAttempt = max(f.Attempts, p.attempts), p.resumedFrom, p.next
+	f.Attempts, f.ResumedFrom, f.NextAttempt, f.RetryReason = max(f.Attempts, p.attempts), p.resumedFrom, p.next, p.reason
 	if p.tlsVerified != nil {
 		f.TLSVerified = p.tlsVerified
 	}

@@ -164,6 +164,9 @@ func (m *Manager) document(f store.Fetch, parent string) api.Fetch {
 	if f.SHA256 != "" {
 		b.SHA256 = &f.SHA256
 	}
+	if f.RetryReason != "" {
+		b.RetryReason = &f.RetryReason
+	}
 	if f.Status == store.Failed {
 		b.Error = &f.Error
 	}

@@ -83,6 +83,8 @@ type Fetch struct {
 	ErrorCode, Error string
 	// NextAttempt is when a waiting fetch is tried again. It is not stored: only the agent that runs it knows.
 	NextAttempt time.Time
+	// RetryReason is what the last attempt of a waiting fetch ended with, for people. It is not stored either.
+	RetryReason string
 	Checkpoint  Checkpoint
 }
 

@@ -143,6 +143,14 @@ func progressText(b api.FetchBody) string {
 	return strings.Join(parts, ", ")
 }
 
+// trouble is what went wrong with a fetch that failed, or with the last attempt of one that waits for the next; else empty.
+func trouble(b api.FetchBody) string {
+	if b.Error != nil {
+		return *b.Error
+	}
+	return text(b.RetryReason)
+}
+
 // finishedText is the sentence at the end of a good fetch.
 func finishedText(f api.Fetch) string {
 	if f.Body.Deduplicated && f.Body.SlotID != nil {

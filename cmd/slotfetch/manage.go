@@ -161,7 +161,19 @@ func fetchPage(p *page, f api.Fetch) {
 		p.row("Slot:", fmt.Sprint(*b.SlotID))
 	}
 	p.row("SHA-256:", orDash(text(b.SHA256)))
+	if b.Deduplicated {
+		p.row("Deduplicated:", "yes, the slot had the image already")
+	}
 	p.row("Attempts:", fmt.Sprint(b.Attempts))
+	if b.ResumedFrom > 0 {
+		p.row("Resumed at:", size(b.ResumedFrom))
+	}
+	if b.NextAttemptTime != nil {
+		p.row("Next attempt:", moment(b.NextAttemptTime))
+	}
+	if b.RetryReason != nil {
+		p.row("Last attempt:", *b.RetryReason)
+	}
 	if b.TLSVerified != nil {
 		p.row("TLS verified:", map[bool]string{true: "yes", false: "no"}[*b.TLSVerified])
 	}

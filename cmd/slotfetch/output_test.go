@@ -62,6 +62,7 @@ body:
   tls_verified: null
   resumed_from: 0
   next_attempt_time: null
+  retry_reason: null
   deduplicated: false
   phase: null
 meta:
@@ -76,12 +77,32 @@ func TestShowPage(t *testing.T) {
 	b := withLogin(t)
 	f := finished()
 	f.TLSVerified, f.BytesPerSecond = ptr(false), ptr(int64(25<<10))
+	f.Deduplicated, f.ResumedFrom = true, 3<<20
 	b.add(testKey, f)
 	r := invoke(t, "", "show", testKey).want(t, exitOK)
-	for _, want := range []string{"Status:        finished\n", "Slot:          2\n", "TLS verified:  no\n", "Took:          2m10s\n", "Rate:          25.0 KiB/s\n"} {
+	for _, want := range []string{"Status:        finished\n", "Slot:          2\n", "TLS verified:  no\n",
+		"Resumed at:    3.0 MiB\n", "Deduplicated:  yes, the slot had the image already\n", "Took:          2m10s\n", "Rate:          25.0 KiB/s\n"} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("lacks %q:\n%s", want, r.stdout)
 		}
+	}
+}
+
+// TestRetryReason: whoever looks at a fetch that waits reads why.
+func TestRetryReason(t *testing.T) {
+	b := withLogin(t)
+	const why = "Cannot connect to lab: connection refused."
+	f := api.FetchBody{Status: "in-progress", Phase: ptr("waiting"), URL: testURL, Attempts: 2, RetryReason: ptr(why),
+		NextAttemptTime: ptr("2026-05-04T08:02:11+00:00"), StartTime: ptr("2026-05-04T08:00:01+00:00")}
+	b.add(testKey, f)
+	r := invoke(t, "", "show", testKey).want(t, exitOK)
+	if !strings.Contains(r.stdout, "Last attempt:  "+why+"\n") || !strings.Contains(r.stdout, "Next attempt:  2026-") {
+		t.Error(r.stdout)
+	}
+	invoke(t, "", "wait", testKey, "--timeout", "100ms").want(t, exitPending, testKey+" waiting: "+why, "it goes on. The last attempt: "+why)
+	r = invoke(t, "", "watch", testKey, "--timeout", "100ms").want(t, exitPending)
+	if !strings.Contains(r.stdout, testKey+" waiting: "+why+"\n") {
+		t.Error(r.stdout)
 	}
 }
 

@@ -77,7 +77,11 @@ func (l *lines) update(f api.Fetch) {
 		return
 	}
 	l.seen[f.Key] = shown{stage: stage(f.Body), at: now}
-	fmt.Fprintf(l.app.stderr, "%s %s\n", clean(f.Key), clean(progressText(f.Body)))
+	line := f.Key + " " + progressText(f.Body)
+	if why := text(f.Body.RetryReason); why != "" {
+		line += ": " + why
+	}
+	fmt.Fprintln(l.app.stderr, clean(line))
 }
 
 func (l *lines) say(format string, args ...any) { l.app.note(format, args...) }

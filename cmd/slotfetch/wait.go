@@ -142,13 +142,16 @@ func (a *app) explainWait(err error, keys []string, last []api.Fetch) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errTimeout):
-		doing := "going"
+		doing, why := "going", ""
 		if len(keys) == 1 && last[0].Key != "" {
 			doing = progressText(last[0].Body)
 			details["status"] = last[0].Body.Status
+			if why = text(last[0].Body.RetryReason); why != "" {
+				why = ". The last attempt: " + why
+			}
 		}
 		return &failure{code: exitPending, kind: "StillPending", details: details, cause: err,
-			message: fmt.Sprintf("after %s, fetch %s is still %s; it goes on", a.timeout, subject, doing),
+			message: fmt.Sprintf("after %s, fetch %s is still %s; it goes on%s", a.timeout, subject, doing, why),
 			hint:    "Go on waiting with: slotfetch wait " + strings.Join(open, " ")}
 	case errors.Is(err, context.Canceled):
 		return &failure{code: exitInterrupted, kind: "Interrupted", details: details, cause: err,

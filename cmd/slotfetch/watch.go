@@ -154,8 +154,8 @@ func (w *watcher) stream(docs []api.Fetch) error {
 
 func (w *watcher) print(f api.Fetch) error {
 	line := f.Key + " " + progressText(f.Body)
-	if f.Body.Error != nil {
-		line += ": " + *f.Body.Error
+	if why := trouble(f.Body); why != "" {
+		line += ": " + why
 	}
 	return w.emit(f, line)
 }

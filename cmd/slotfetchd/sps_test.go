@@ -291,13 +291,13 @@ func queued(t *testing.T) {
 	r := c.do(t, "GET", c.fetch(t, slow, small.SHA256()), "").want(t, 200)
 	r.is(t, "body.status", "queued", "body.bytes_downloaded", 0, "body.bytes_total", 0, "body.attempts", 0, "body.url", slow, "body.sha256", small.SHA256())
 	for _, key := range []string{"info", "error", "slot_id", "start_time", "end_time", "phase", "bytes_per_second", "eta_seconds", "tls_verified",
-		"next_attempt_time"} {
+		"next_attempt_time", "retry_reason"} {
 		if v, ok := r.keys("body")[key]; !ok || v != nil {
 			t.Errorf("%s should be there and null: %s", key, r.raw)
 		}
 	}
-	if n := len(r.keys("body")); n != 18 { // the 15 of the contract, and three more
-		t.Errorf("%d keys, want 18: %s", n, r.raw)
+	if n := len(r.keys("body")); n != 19 { // the 15 of the contract, and four more
+		t.Errorf("%d keys, want 19: %s", n, r.raw)
 	}
 }
 

@@ -10,3 +10,10 @@ func (s *Store) Reader() *sql.DB { return s.r }
 
 // Page is the number of rows that one read of Fetches spans.
 const Page = page
+
+// Waiting is how many wait for their turn to share a transaction.
+func (s *Store) Waiting() int {
+	s.turns.mu.Lock()
+	defer s.turns.mu.Unlock()
+	return len(s.turns.waiting)
+}

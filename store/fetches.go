@@ -156,7 +156,7 @@ func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, er
 		secrets = nil // a final row has none
 	}
 	var out Fetch
-	err = s.update(func(tx *sql.Tx) error {
+	err = s.together(func(tx *sql.Tx) error {
 		if f.Idempotency != "" {
 			out, err = scanFetch(tx.QueryRow(`SELECT `+fetchColumns+` FROM fetches WHERE created_by = ? AND idem_key = ?`, by.Name, f.Idempotency))
 			if err == nil {

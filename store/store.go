@@ -49,9 +49,10 @@ type Options struct {
 
 // Store is an open database.
 type Store struct {
-	path string
-	w, r *sql.DB
-	now  func() time.Time
+	path  string
+	w, r  *sql.DB
+	now   func() time.Time
+	turns turns
 }
 
 const (

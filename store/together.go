@@ -49,7 +49,7 @@ func (s *Store) together(f func(tx *sql.Tx) error) (err error) {
 			all = s.turns.take()
 		}
 		for _, t := range all {
-			if t.err == nil {
+			if shared != nil { // also if it has an error of its own: what it saw of the others did not last
 				t.err = shared
 			}
 			close(t.done)
@@ -63,7 +63,7 @@ func (s *Store) together(f func(tx *sql.Tx) error) (err error) {
 	return nil // the deferred function knows better
 }
 
-// inOne runs all in one transaction. Its error is that of each which has none of its own.
+// inOne runs all in one transaction. Its error is that of all; without one, each has its own.
 func inOne(c *sql.Conn, all []*turn) error {
 	tx, err := c.BeginTx(context.Background(), nil)
 	if err != nil {

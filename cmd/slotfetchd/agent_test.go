@@ -235,6 +235,7 @@ type client struct {
 	a      *agent
 	cookie string
 	http   *http.Client
+	before func() // each try; may be nil
 }
 
 func (a *agent) stranger(t *testing.T) *client {

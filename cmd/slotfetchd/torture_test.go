@@ -89,6 +89,7 @@ type torture struct {
 	gate   atomic.Pointer[chan struct{}] // the origin sends nothing before it is closed
 	moody  func(r *http.Request, image int) (busy, breaks bool)
 	fault  bool // a system call failed: fetches may fail, and answers may be of the kind 5xx
+	dead   bool // the disk is: what cannot be recorded may have no end
 
 	mu     sync.Mutex
 	orders map[string]*accepted // by key
@@ -317,6 +318,9 @@ func changes(buf []byte) []string {
 
 // try is do for an agent that may be killed meanwhile.
 func (c *client) try(method, path, body string) (reply, error) {
+	if c.before != nil {
+		c.before()
+	}
 	var in io.Reader
 	if body != "" {
 		in = strings.NewReader(body)

@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -42,6 +44,19 @@ func exit(err error) {
 
 const mib = 1 << 20
 
+// parts are what is measured, in order. How much memory the agent took at most is asked before several connections take theirs.
+var parts = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"compare", (*bench).compare},
+	{"logins", (*bench).logins},
+	{"warm", (*bench).warm},
+	{"ranges", (*bench).ranges},
+	{"link", (*bench).gigabit},
+	{"rates", (*bench).rates},
+}
+
 // options are what was asked for.
 type options struct {
 	short        bool
@@ -51,6 +66,7 @@ type options struct {
 	dir          string
 	keep         bool
 	program      string
+	only         string
 }
 
 func run(ctx context.Context) (err error) {
@@ -59,6 +75,7 @@ func run(ctx context.Context) (err error) {
 	flag.Int64Var(&o.size, "size", 0, "size of the image in `MiB`")
 	flag.Int64Var(&o.memory, "memory", 1024, "memory in `MiB` for each contestant with its page cache; 0: no limit")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often everything is run")
+	flag.StringVar(&o.only, "only", "", "measure these `parts` only, by comma: compare, logins, warm, ranges, link, rates")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "slots and files go below this `directory`")
 	flag.DurationVar(&o.patience, "patience", 0, "how long to wait for an idle processor before each run")
 	flag.BoolVar(&o.keep, "keep", false, "keep the slots and the agent's state")
@@ -77,15 +94,18 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	if flag.NArg() > 0 || o.size < 1 || o.rounds < 1 || o.memory < 0 || o.program == "" {
-		return errors.New("usage: scripts/bench [--short] [--size MIB] [--memory MIB] [--rounds N] [--patience TIME] [--dir DIR] [--keep]")
+		return errors.New("usage: scripts/bench [--short] [--size MIB] [--memory MIB] [--rounds N] [--patience TIME] [--only PARTS] [--dir DIR] [--keep]")
 	}
 	b := &bench{options: o, load: loadAverage()}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.setUp(ctx); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context) error{b.compare, b.logins, b.warm, b.ranges, b.rates} {
-		if err := part(ctx); err != nil {
+	for _, part := range parts {
+		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), part.name) {
+			continue
+		}
+		if err := part.run(b, ctx); err != nil {
 			return err
 		}
 	}

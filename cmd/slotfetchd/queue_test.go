@@ -21,7 +21,7 @@ import (
 func TestLongQueue(t *testing.T) {
 	t.Parallel()
 	const long = 10_000
-	a := startAgent(t, "")
+	a := startAgent(t, "[fetch]\nidle_timeout = \"1h\"\n") // it stalls for as long as this takes
 	c := a.loginAdmin(t)
 	server, slow := serveStalling(t, small)
 	running := c.fetch(t, slow, small.SHA256())

@@ -14,7 +14,8 @@ import (
 //
 // The file is cut into segments, which are asked for by ranges and handed on in order, so that whoever reads sees one
 // stream. A range counts only with the validator of the first answer, like every continued download. It begins with one
-// connection; what is read is measured, and as long as more connections bring more bytes, their number doubles. The
+// connection; what is read is measured, and as long as more connections bring more bytes, their number doubles. If the
+// second brought nothing, there is one again: two would share what there is, and both wait a round trip for each segment. The
 // first connection is given up when a range has begun to deliver, not before: a server that refuses ranges, or answers
 // but once, costs nothing. The first failure of a range ends the spreading for good: back to one.
 //
@@ -57,6 +58,7 @@ type spread struct {
 
 	queue []*segment // in order
 	next  int64      // where the segment after them begins
+	tail  *tail      // the connection from there to the end, once it is on its way
 	free  [][]byte
 	err   error // the last word
 
@@ -78,6 +80,14 @@ type segment struct {
 	err     error // of the last run, once that is done
 	failed  bool  // there was a failure, when at bytes had arrived
 	at      int64
+}
+
+// tail is a connection that is opened while the last segments still come.
+type tail struct {
+	cancel context.CancelFunc
+	s      *Stream
+	err    error
+	done   chan struct{}
 }
 
 // spread takes over s.
@@ -113,6 +123,9 @@ func (p *spread) Read(b []byte) (int, error) {
 	p.err = err
 	if lanes := p.meter.look(p.arrived.Load(), p.lanes); err == nil {
 		p.lanes = lanes
+	}
+	if err == nil && p.lanes == 1 && p.meter.alone && p.one == nil && p.tail == nil && p.next < p.v.Size && float64(p.next-p.pos) < p.meter.before {
+		p.ahead() // a second before it is needed: a server may not like to wait
 	}
 	return n, err
 }
@@ -280,7 +293,8 @@ func (p *spread) refused(head *segment) error {
 	if !errors.As(err, &e) || e.Code == "certificate" && p.one == nil {
 		return err
 	}
-	p.lanes, p.meter.settled = 1, true
+	p.lanes, p.meter.settled, p.meter.alone = 1, true, false
+	p.leaveTail()
 	if p.one != nil || e.Class != Temporary || head.failed && head.have.Load() < head.at+step {
 		p.drop() // this server is not to be had by pieces
 		return nil
@@ -322,8 +336,42 @@ func (p *spread) drop() {
 	p.queue, p.free = nil, nil
 }
 
+// ahead opens the connection for unite.
+func (p *spread) ahead() {
+	ctx, cancel := context.WithCancel(p.ctx)
+	t := &tail{cancel: cancel, done: make(chan struct{})}
+	p.tail = t
+	from := p.next
+	p.group.Go(func() {
+		defer close(t.done)
+		defer caught(&t.err)
+		t.s, t.err = p.c.openSpan(ctx, p.req, span{from, -1}, p.v, p.lines)
+	})
+}
+
+// leaveTail gives up what ahead began.
+func (p *spread) leaveTail() {
+	if p.tail == nil {
+		return
+	}
+	p.tail.cancel()
+	<-p.tail.done
+	if p.tail.s != nil {
+		_ = p.tail.s.close()
+	}
+	p.tail = nil
+}
+
 // unite goes on with one connection, to the end.
 func (p *spread) unite() error {
+	if t := p.tail; t != nil {
+		<-t.done
+		if t.err == nil && t.s.Offset == p.pos {
+			p.one, p.tail = t.s, nil // which ends with the spread's context
+			return nil
+		}
+		p.leaveTail()
+	}
 	s, err := p.c.openSpan(p.ctx, p.req, span{p.pos, -1}, p.v, p.lines)
 	if err != nil {
 		return err
@@ -340,6 +388,7 @@ func (p *spread) unite() error {
 func (p *spread) close() error {
 	p.cancel()
 	p.leaveOne()
+	p.leaveTail()
 	p.group.Wait()
 	p.lines.close()
 	return nil
@@ -351,6 +400,7 @@ type meter struct {
 	most    int
 	now     func() time.Time
 	settled bool // nothing more to find out
+	alone   bool // and that is that one connection is as fast as two
 
 	start  time.Time
 	bytes  int64   // that had arrived then
@@ -386,7 +436,8 @@ func (m *meter) look(arrived int64, lanes int) int {
 		return lanes
 	case lanes > 1 && rate < m.before*m.limits.growth:
 		m.settled = true
-		return max(lanes/2, 2) // two cost nothing, and going back to one would cost a new connection
+		m.alone = lanes == 2
+		return lanes / 2
 	case lanes >= m.most:
 		m.settled = true
 		return lanes

@@ -199,7 +199,7 @@ func TestMeter(t *testing.T) {
 		want  []int     // connections after it
 	}{
 		{"each is limited", []float64{5 * m, 5 * m, 8 * m, 10 * m, 15 * m, 20 * m, 30 * m, 40 * m, 40 * m}, []int{1, 2, 2, 4, 4, 8, 8, 8, 8}},
-		{"all are limited", []float64{5 * m, 5 * m, 5 * m, 5 * m, 5 * m, 9 * m}, []int{1, 2, 2, 2, 2, 2}},
+		{"all are limited", []float64{5 * m, 5 * m, 5 * m, 5 * m, 5 * m, 9 * m}, []int{1, 2, 2, 1, 1, 1}},
 		{"two are as good as four", []float64{5 * m, 5 * m, 8 * m, 10 * m, 10 * m, 10 * m, 99 * m}, []int{1, 2, 2, 4, 4, 2, 2}},
 		{"a slow start is waited for", []float64{1 * m, 2 * m, 4 * m, 8 * m, 8 * m}, []int{1, 1, 1, 1, 2}},
 		{"fast enough", []float64{90 * m, 90 * m, 90 * m, 90 * m}, []int{1, 1, 1, 1}},
@@ -270,5 +270,45 @@ func TestSpreadCancel(t *testing.T) {
 	}
 	if err := st.Close(); err != nil {
 		t.Errorf("Close: %v", err)
+	}
+}
+
+// TestSpreadBack has a server on which a second connection brings nothing: there is one again, to the end of the file, and it
+// is there before the last segment has come.
+func TestSpreadBack(t *testing.T) {
+	img := fetchtest.NewImage(65, 12*mib+345)
+	for _, tc := range []struct {
+		name   string
+		refuse bool // the first request for the rest
+		rests  int64
+	}{
+		{"at once", false, 1},
+		{"the connection to the end is refused at first", true, 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ignore := goleak.IgnoreCurrent()
+			t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
+			var rests, ranges atomic.Int64
+			s := newRanged(t, img, func(s *ranged) {
+				s.before = func(w http.ResponseWriter, r *http.Request, _ int64) bool {
+					switch rng := r.Header.Get("Range"); {
+					case strings.HasSuffix(rng, "-"):
+						if rests.Add(1) == 1 && tc.refuse {
+							w.WriteHeader(http.StatusServiceUnavailable)
+							return true
+						}
+					case rng != "":
+						ranges.Add(1)
+					}
+					return false
+				}
+			})
+			c := spreading(t, 0)
+			c.Spread(1*mib, 128*kib, 0, math.Inf(1), math.Inf(1)) // nothing is growth enough
+			readAll(t, c, source.Request{URL: parse(t, s.URL+"/x.iso")}, img, 0, source.Validator{})
+			if ranges.Load() == 0 || ranges.Load() > 4 || rests.Load() != tc.rests {
+				t.Errorf("%d segments and %d requests for the rest", ranges.Load(), rests.Load())
+			}
+		})
 	}
 }

@@ -226,7 +226,7 @@ func (b *bench) limitMemory() {
 	for name, g := range map[string]**group{"agent": &b.own, "peers": &b.peers} {
 		made, err := newGroup(name)
 		if err != nil {
-			b.leaveOut("memory control groups (the page cache is as large as the machine allows, which is kind to nobody in particular)", err)
+			b.leaveOut("memory control groups; peers may fill the page cache", err)
 			b.own, b.peers = nil, nil
 			return
 		}

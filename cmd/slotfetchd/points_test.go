@@ -56,13 +56,15 @@ func TestKillPoints(t *testing.T) {
 
 func TestErrorPoints(t *testing.T) {
 	t.Parallel()
-	testPoints(t, 12, func(call string) []string {
-		var out []string
-		for _, e := range pointErrors[call] {
-			out = append(out, "error="+e)
-		}
-		return out
-	})
+	testPoints(t, 12, failures)
+}
+
+// failures are the ways in which strace can have a call fail.
+func failures(call string) (out []string) {
+	for _, e := range pointErrors[call] {
+		out = append(out, "error="+e)
+	}
+	return out
 }
 
 // point is one place to do harm at. strace counts per thread: in another life the nth call may not come.
@@ -72,6 +74,33 @@ type point struct {
 }
 
 func (p point) String() string { return fmt.Sprintf("%s/%s/%d", p.call, p.harm, p.n) }
+
+func compare(a, b point) int {
+	return cmp.Or(cmp.Compare(a.call, b.call), cmp.Compare(a.harm, b.harm), cmp.Compare(a.n, b.n))
+}
+
+// strace does the harm. With -D it leaves the agent our child.
+func (p point) strace(trace string) []string {
+	return []string{"strace", "-D", "-f", "-q", "-o", trace, "-e", "trace=" + p.call, "-e", fmt.Sprintf("inject=%s:%s:when=%d", p.call, p.harm, p.n)}
+}
+
+// countCalls is an strace that only looks; callsOf takes from its trace how many calls of each kind the busiest thread made.
+func countCalls(trace string) []string {
+	calls := slices.Sorted(maps.Keys(pointErrors))
+	return []string{"strace", "-D", "-f", "-q", "-o", trace, "-e", "trace=?" + strings.Join(calls, ",?")} // not every machine has them all
+}
+
+func callsOf(trace string) map[string]int {
+	perThread, out := map[string]int{}, map[string]int{}
+	line := regexp.MustCompile(`^(\d+) +(\w+)\(`)
+	for text := range strings.Lines(trace) {
+		if m := line.FindStringSubmatch(text); m != nil {
+			perThread[m[1]+m[2]]++
+			out[m[2]] = max(out[m[2]], perThread[m[1]+m[2]])
+		}
+	}
+	return out
+}
 
 // lanes is how many lives go on at a time, where -parallel allows it.
 const lanes = 3
@@ -88,9 +117,7 @@ func testPoints(t *testing.T, sample int, harms func(call string) []string) {
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b point) int {
-		return cmp.Or(cmp.Compare(a.call, b.call), cmp.Compare(a.harm, b.harm), cmp.Compare(a.n, b.n))
-	})
+	slices.SortFunc(all, compare)
 	if os.Getenv("SLOTFETCH_POINTS") != "all" {
 		all = pick(rand.New(rand.NewPCG(seed, 3)), all, setting(t, "SLOTFETCH_POINTS", sample))
 	}
@@ -115,6 +142,50 @@ func testPoints(t *testing.T, sample int, harms func(call string) []string) {
 	t.Logf("%d points, %d of them hit", ran.Load(), hit.Load())
 	if hit.Load() < ran.Load()/3 {
 		t.Error("too few points were hit")
+	}
+}
+
+// TestFirstStartPoints does the same to the first start, which makes database, keys, certificate and user.
+func TestFirstStartPoints(t *testing.T) {
+	t.Parallel()
+	needStrace(t)
+	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
+	trace := filepath.Join(t.TempDir(), "trace")
+	a := newAgent(t, "")
+	t.Cleanup(a.kill)
+	a.under = countCalls(trace)
+	a.start(t)
+	a.stop(t, syscall.SIGTERM)
+	var all []point
+	for call, n := range callsOf(a.traced(t, trace)) {
+		for _, harm := range append([]string{"signal=KILL"}, failures(call)...) {
+			for i := range n {
+				all = append(all, point{call, harm, i + 1})
+			}
+		}
+	}
+	slices.SortFunc(all, compare)
+	if os.Getenv("SLOTFETCH_POINTS") != "all" {
+		all = pick(rand.New(rand.NewPCG(seed, 7)), all, setting(t, "SLOTFETCH_POINTS", 8))
+	}
+	t.Logf("SLOTFETCH_SEED=%d", seed)
+	for _, p := range all {
+		t.Run(p.String(), func(t *testing.T) {
+			a := newAgent(t, "")
+			t.Cleanup(func() {
+				a.kill()
+				if t.Failed() {
+					t.Logf("the agent's log:\n%s", a.log)
+				}
+			})
+			a.under = p.strace(trace)
+			if a.launch(t) {
+				_ = a.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
+			}
+			fetchtest.Await(t, "the agent's end", a.done)
+			a.under = nil
+			a.firstStart(t)
+		})
 	}
 }
 
@@ -231,8 +302,7 @@ func (l *pointLab) begin(t *testing.T) *torture {
 // count runs a life without harm and counts the calls of the busiest thread.
 func (l *pointLab) count() map[string]int {
 	x := l.begin(l.x.t)
-	calls := slices.Sorted(maps.Keys(pointErrors))
-	x.a.under = []string{"strace", "-D", "-f", "-q", "-o", l.trace, "-e", "trace=" + strings.Join(calls, ",")}
+	x.a.under = countCalls(l.trace)
 	x.a.start(x.t)
 	if !x.script(l) {
 		x.t.Fatalf("the agent died without harm:\n%s", x.a.log)
@@ -241,14 +311,7 @@ func (l *pointLab) count() map[string]int {
 	trace := x.a.traced(x.t, l.trace)
 	x.a.under = nil
 	x.verifyAfter()
-	perThread, out := map[string]int{}, map[string]int{}
-	line := regexp.MustCompile(`^(\d+) +(\w+)\(`)
-	for text := range strings.Lines(trace) {
-		if m := line.FindStringSubmatch(text); m != nil {
-			perThread[m[1]+m[2]]++
-			out[m[2]] = max(out[m[2]], perThread[m[1]+m[2]])
-		}
-	}
+	out := callsOf(trace)
 	if out["fdatasync"] == 0 || out["renameat2"] == 0 || out["unlinkat"] == 0 {
 		x.t.Fatalf("the trace lacks calls: %v", out)
 	}
@@ -279,7 +342,7 @@ func (l *pointLab) suffer(t *testing.T, p point) (hit bool) {
 			t.Errorf("the agent's log:\n%s", log)
 		}
 	}()
-	x.a.under = []string{"strace", "-D", "-f", "-q", "-o", l.trace, "-e", "trace=" + p.call, "-e", fmt.Sprintf("inject=%s:%s:when=%d", p.call, p.harm, p.n)}
+	x.a.under = p.strace(l.trace)
 	x.fault = strings.HasPrefix(p.harm, "error=")
 	if x.a.launch(t) && x.script(l) {
 		_ = x.a.cmd.Process.Signal(syscall.SIGTERM) // it may be gone

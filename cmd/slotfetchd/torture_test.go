@@ -793,23 +793,27 @@ func TestTortureFirstStart(t *testing.T) {
 			check(t, cmd.Process.Kill())
 			_ = cmd.Wait() // killed
 		}
-		a.start(t)
-		password, err := os.ReadFile(filepath.Join(a.state, "initial-admin-password"))
-		check(t, err)
-		a.admin = strings.TrimSpace(string(password))
-		c := a.loginAdmin(t)
-		c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
-		var files []string
-		check(t, filepath.WalkDir(a.state, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && e.Type().IsRegular() && !strings.HasPrefix(path, a.database()) {
-				files = append(files, strings.TrimPrefix(path, a.state))
-			}
-			return err
-		}))
-		want := []string{"/agent.lock", "/seal.key", "/slots/.lock", "/slots/1/image", "/slots/1/manifest.json", "/tls/tls.crt", "/tls/tls.key"}
-		if !slices.Equal(files, want) {
-			t.Errorf("the state directory has %v, want %v", files, want)
-		}
-		a.stop(t, syscall.SIGTERM)
+		a.firstStart(t)
 	}
+}
+
+// firstStart is the first start that nothing disturbs: somebody can log in and fetch, and there is no file too many.
+func (a *agent) firstStart(t *testing.T) {
+	t.Helper()
+	a.start(t)
+	a.newPassword(t)
+	c := a.loginAdmin(t)
+	c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
+	var files []string
+	check(t, filepath.WalkDir(a.state, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() && !strings.HasPrefix(path, a.database()) {
+			files = append(files, strings.TrimPrefix(path, a.state))
+		}
+		return err
+	}))
+	want := []string{"/agent.lock", "/seal.key", "/slots/.lock", "/slots/1/image", "/slots/1/manifest.json", "/tls/tls.crt", "/tls/tls.key"}
+	if !slices.Equal(files, want) {
+		t.Errorf("the state directory has %v, want %v", files, want)
+	}
+	a.stop(t, syscall.SIGTERM)
 }

@@ -51,12 +51,12 @@ var pointErrors = map[string][]string{
 // SLOTFETCH_POINTS is how many points each takes at random, or "all"; SLOTFETCH_SEED repeats the choice.
 func TestKillPoints(t *testing.T) {
 	t.Parallel()
-	testPoints(t, 12, func(string) []string { return []string{"signal=KILL"} })
+	testPoints(t, 10, func(string) []string { return []string{"signal=KILL"} })
 }
 
 func TestErrorPoints(t *testing.T) {
 	t.Parallel()
-	testPoints(t, 12, failures)
+	testPoints(t, 10, failures)
 }
 
 // failures are the ways in which strace can have a call fail.
@@ -102,13 +102,11 @@ func callsOf(trace string) map[string]int {
 	return out
 }
 
-// lanes is how many lives go on at a time, where -parallel allows it.
-const lanes = 3
-
 func testPoints(t *testing.T, sample int, harms func(call string) []string) {
 	needStrace(t)
 	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
-	counts := newPointLab(t, seed).count()
+	first := newPointLab(t, seed)
+	counts := first.count()
 	var all []point
 	for call, n := range counts {
 		for _, harm := range harms(call) {
@@ -123,11 +121,15 @@ func testPoints(t *testing.T, sample int, harms func(call string) []string) {
 	}
 	t.Logf("SLOTFETCH_SEED=%d; calls of a thread in a whole life: %v", seed, counts)
 	var ran, hit atomic.Int64
+	lanes := min(3, 1+len(all)/20) // so many lives go on at a time, where -parallel allows it
 	t.Run("lane", func(t *testing.T) {
 		for lane := range lanes {
 			t.Run(fmt.Sprint(lane), func(t *testing.T) {
 				t.Parallel()
-				l := newPointLab(t, seed)
+				l := first
+				if lane > 0 {
+					l = newPointLab(t, seed)
+				}
 				for i := lane; i < len(all); i += lanes {
 					t.Run(all[i].String(), func(t *testing.T) {
 						ran.Add(1)
@@ -166,7 +168,7 @@ func TestFirstStartPoints(t *testing.T) {
 	}
 	slices.SortFunc(all, compare)
 	if os.Getenv("SLOTFETCH_POINTS") != "all" {
-		all = pick(rand.New(rand.NewPCG(seed, 7)), all, setting(t, "SLOTFETCH_POINTS", 8))
+		all = pick(rand.New(rand.NewPCG(seed, 7)), all, setting(t, "SLOTFETCH_POINTS", 6))
 	}
 	t.Logf("SLOTFETCH_SEED=%d", seed)
 	for _, p := range all {

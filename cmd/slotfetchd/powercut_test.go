@@ -27,7 +27,7 @@ type ledger struct {
 // SLOTFETCH_STATES is the number of cuts.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	states, seed := setting(t, "SLOTFETCH_STATES", 16), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
+	states, seed := setting(t, "SLOTFETCH_STATES", 12), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	l := newPointLab(t, seed)
 	x := l.x
 	base := ext4With(t, l.pristine, blockMegabytes)
@@ -70,7 +70,7 @@ const blockMegabytes = 40
 // after a repair, as at boot; until then the agent answers, and stops when it is told to. SLOTFETCH_STATES is how many disks die, divided by 8.
 func TestDyingDisk(t *testing.T) {
 	t.Parallel()
-	disks, seed := max(1, setting(t, "SLOTFETCH_STATES", 16)/8), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
+	disks, seed := max(1, setting(t, "SLOTFETCH_STATES", 12)/8), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	l := newPointLab(t, seed)
 	base := ext4With(t, l.pristine, blockMegabytes)
 	rng := rand.New(rand.NewPCG(seed, 6))

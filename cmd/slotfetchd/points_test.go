@@ -232,6 +232,7 @@ type pointLab struct {
 	x        *torture
 	pristine string
 	orders   map[string]accepted // at the beginning of a life
+	login    time.Time           // of the session in it, which does not live for ever
 	trace    string              // what strace writes
 
 	done, emptied, queued string // keys: finished, finished with a slot to be emptied, queued
@@ -265,6 +266,7 @@ func newPointLab(t *testing.T, seed uint64) *pointLab {
 	fetchtest.Await(t, "the second attempt, which has a checkpoint", second)
 	x.a.stop(t, syscall.SIGKILL)
 	hold.Store(false)
+	l.login = time.Now()
 	copyTree(t, x.a.state, l.pristine)
 	for key, o := range x.orders {
 		l.orders[key] = *o
@@ -294,6 +296,14 @@ func (l *pointLab) begin(t *testing.T) *torture {
 	t.Helper()
 	x := l.x
 	copyTree(t, l.pristine, x.a.state)
+	if time.Since(l.login) > 10*time.Minute {
+		x.closeGate()
+		x.a.start(t)
+		x.c = x.a.loginAdmin(t)
+		x.a.stop(t, syscall.SIGKILL) // what was interrupted is again
+		l.login = time.Now()
+		copyTree(t, x.a.state, l.pristine)
+	}
 	x.t, x.orders, x.asked, x.fault, x.dead, x.a.log = t, map[string]*accepted{}, 0, false, false, &journal{}
 	for key, o := range l.orders {
 		x.orders[key] = &o

@@ -130,6 +130,7 @@ func (l *pointLab) boot(t *testing.T, disk []byte, promised ledger, settle bool)
 	open := x.closeGate()
 	defer x.a.kill()
 	x.a.start(t)
+	x.c = x.a.loginAdmin(t) // the recorded session may be too old
 	x.verify()
 	x.verifyFiles()
 	open()

@@ -46,7 +46,7 @@ const (
 
 // Fetch is one row of the queue.
 type Fetch struct {
-	// Seq is the order of claims.
+	// Seq is the order of arrival.
 	Seq             int64
 	Key             string
 	Status          Status
@@ -66,6 +66,9 @@ type Fetch struct {
 	// under one key.
 	Idempotency string
 	RequestHash []byte
+	// ChecksumURL is where SHA256 is read from while that is empty; without userinfo, and mostly empty itself.
+	ChecksumURL string
+	Schedule
 	// Secrets are sealed; nil when there are none, and always once final.
 	Secrets   []byte
 	CreatedBy string
@@ -106,22 +109,23 @@ type Actor struct {
 }
 
 const fetchColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, mirrors, coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, secrets, created_by, created_at,
+	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, ` + scheduleColumns + `, secrets, created_by, created_at,
 	start_time, end_time, attempts, bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified,
 	slot_id, deduplicated, coalesce(error_code, ''), coalesce(error, ''), cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
 
 // listColumns leave out what may be large and no list needs: a row may have 64 KiB of certificates alone.
 const listColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, '[]', coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, '', force, '', NULL, NULL, created_by, created_at, start_time, end_time, attempts,
+	want_slot, tls_verify, '', force, '', NULL, ` + scheduleColumns + `, NULL, created_by, created_at, start_time, end_time, attempts,
 	bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified, slot_id, deduplicated,
 	coalesce(error_code, ''), coalesce(error, ''), cp_offset, NULL, '', '', cp_clean`
 
 func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	var f Fetch
 	var mirrors string
-	var created, start, end sql.NullInt64
+	var created, start, end, notBefore, eligible sql.NullInt64
 	err := row.Scan(&f.Seq, &f.Key, &f.Status, &f.Phase, &f.CancelRequested, &f.URL, &mirrors, &f.SHA256, &f.SHA512,
-		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
+		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash,
+		&f.ChecksumURL, &f.Priority, &f.Paused, &notBefore, &f.Window, &eligible, &f.RateLimit, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
 		&f.BytesDownloaded, &f.BytesTotal, &f.ResumedFrom, &f.BytesReceived, &f.BytesPerSecond, &f.TLSVerified, &f.SlotID, &f.Deduplicated, &f.ErrorCode, &f.Error,
 		&f.Checkpoint.Offset, &f.Checkpoint.State, &f.Checkpoint.Validator, &f.Checkpoint.Source, &f.Checkpoint.Clean)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -131,6 +135,7 @@ func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 		return f, err
 	}
 	f.CreatedAt, f.StartTime, f.EndTime = moment(created), moment(start), moment(end)
+	f.NotBefore, f.EligibleAt = moment(notBefore), moment(eligible)
 	return f, json.Unmarshal([]byte(mirrors), &f.Mirrors)
 }
 
@@ -167,9 +172,12 @@ func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, er
 		}
 		out, err = scanFetch(tx.QueryRow(`INSERT INTO fetches
 			(status, start_time, end_time, bytes_downloaded, bytes_total, slot_id, deduplicated,
-			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash, secrets, created_by, created_at)
-			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?, ?, ?, ?) RETURNING `+fetchColumns,
+			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash,
+			 checksum_url, priority, paused, not_before, "window", eligible_at, rate_limit, secrets, created_by, created_at)
+			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?,
+			 nullif(?, ''), ?, ?, ?, nullif(?, ''), ?, nullif(?, 0), ?, ?, ?) RETURNING `+fetchColumns,
 			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash,
+				f.ChecksumURL, f.Priority, f.Paused, nullMillis(f.NotBefore), f.Window, nullMillis(f.EligibleAt), f.RateLimit,
 				secrets, by.Name, millis(s.now()))...))
 		if err != nil {
 			return err
@@ -189,10 +197,12 @@ func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, er
 	return out, nil
 }
 
-// Claim hands the oldest queued fetch to a worker; ok is false when there is none.
+// Claim hands the queued fetch whose turn it is to a worker; ok is false when there is none.
 func (s *Store) Claim() (f Fetch, ok bool, err error) {
+	now := millis(s.now())
 	f, err = s.writeFetch(`UPDATE fetches SET status = 'in-progress', phase = 'downloading', start_time = coalesce(start_time, max(created_at, ?))
-		WHERE status = 'queued' AND seq = (SELECT min(seq) FROM fetches WHERE status = 'queued') RETURNING `+fetchColumns, millis(s.now()))
+		WHERE status = 'queued' AND seq = (SELECT seq FROM fetches WHERE `+waiting+` AND coalesce(eligible_at, 0) <= ?
+		ORDER BY `+order+` LIMIT 1) RETURNING `+fetchColumns, now, now)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return Fetch{}, false, nil
@@ -272,7 +282,7 @@ func (s *Store) BeginInstall(key string, size int64, tlsVerified *bool) (Fetch, 
 
 // final is what every final status has in common. The checkpoint goes with the partial, the secrets for good. A clock
 // that was set back meanwhile makes no fetch end before its start.
-const final = `phase = NULL, cancel_requested = 0, secrets = NULL, cp_offset = 0, cp_state = NULL, cp_validator = NULL, cp_source = NULL, cp_clean = 0,
+const final = `phase = NULL, cancel_requested = 0, paused = 0, eligible_at = NULL, secrets = NULL, cp_offset = 0, cp_state = NULL, cp_validator = NULL, cp_source = NULL, cp_clean = 0,
 	end_time = max(?, coalesce(start_time, created_at))`
 
 // Finish records that the image is in slot. rate is the average in bytes a second, nil if unknown.
@@ -296,8 +306,8 @@ func (s *Store) Cancelled(key string, downloaded, total int64) (Fetch, error) {
 		`status = 'in-progress' AND cancel_requested = 1 AND phase <> 'installing'`, downloaded, total, millis(s.now()))
 }
 
-// Requeue puts a fetch in progress back at its place in the queue, when the agent stops or after it died. keep
-// leaves the checkpoint, clean marks it as written by an orderly stop.
+// Requeue puts a fetch in progress back at its place in the queue: when the agent stops or after it died, when it is paused, or
+// when its time is over. keep leaves the checkpoint, clean marks it as written by an orderly stop.
 func (s *Store) Requeue(key string, keep, clean bool) (Fetch, error) {
 	set := `status = 'queued', phase = NULL, cp_clean = ?`
 	if !keep {

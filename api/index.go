@@ -10,11 +10,11 @@ import (
 // spellings.
 func IndexRoutes(table []Route) []Route {
 	routes := []Route{
-		{http.MethodGet, "/api", Viewer, index("/api", "", "authentication", "firmware", "info", "openapi.yaml", "setup", "user_info")},
-		{http.MethodGet, "/api/firmware", Viewer, index("/api/firmware", "/api", "fetch", "slots", "test", "upgrade")},
+		{Method: http.MethodGet, Path: "/api", Access: Viewer, Handler: index("/api", "", "authentication", "firmware", "info", "openapi.yaml", "setup", "user_info")},
+		{Method: http.MethodGet, Path: "/api/firmware", Access: Viewer, Handler: index("/api/firmware", "/api", "fetch", "slots", "test", "upgrade")},
 	}
 	for _, path := range []string{"/api/user_info", "/api/user/info", "/api/userinfo"} {
-		routes = append(routes, Route{http.MethodGet, path, Viewer, userInfo(path, table)})
+		routes = append(routes, Route{Method: http.MethodGet, Path: path, Access: Viewer, Handler: userInfo(path, table)})
 	}
 	return append(table, routes...)
 }

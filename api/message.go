@@ -90,6 +90,22 @@ type FetchBody struct {
 	Deduplicated bool `json:"deduplicated"`
 	// Phase is downloading, waiting, verifying or installing; null unless in-progress.
 	Phase *string `json:"phase"`
+
+	// QueuePosition counts from 1; null unless the fetch is queued and not paused.
+	QueuePosition *int `json:"queue_position"`
+	// Priority is 0 for most; the highest goes first.
+	Priority int `json:"priority"`
+	// Paused keeps the fetch queued until it is resumed.
+	Paused bool `json:"paused"`
+	// NotBefore and Window are as they were asked for.
+	NotBefore *string `json:"not_before"`
+	Window    *string `json:"window"`
+	// EligibleTime is when the time of a queued fetch comes; null if it has come.
+	EligibleTime *string `json:"eligible_time"`
+	// RateLimit is in bytes a second; null for none of its own.
+	RateLimit *int64 `json:"rate_limit"`
+	// ChecksumURL is where the SHA-256 was to be read from; null if the request had it.
+	ChecksumURL *string `json:"checksum_url"`
 }
 
 // FetchList is the whole queue, oldest first, not paged.
@@ -108,12 +124,32 @@ type FetchRequest struct {
 	TLS         *TLS         `json:"tls,omitempty"`
 	Mirrors     []string     `json:"mirrors,omitempty"`
 	Force       bool         `json:"force,omitempty"`
+	FetchSchedule
 }
 
-// Checksum holds the digests wanted, in hex.
+// FetchSchedule says when, in which order and how fast. A request that leaves a field out leaves it as it is.
+type FetchSchedule struct {
+	Paused   *bool `json:"paused,omitempty"`
+	Priority *int  `json:"priority,omitempty"`
+	// RateLimit is in bytes a second, 0 for none.
+	RateLimit *int64 `json:"rate_limit,omitempty"`
+	// NotBefore is by RFC 3339, Window is HH:MM-HH:MM; empty for none.
+	NotBefore *string `json:"not_before,omitempty"`
+	Window    *string `json:"window,omitempty"`
+}
+
+// FetchChange is the body of PATCH /api/firmware/fetch/<key> as the client writes it.
+type FetchChange struct {
+	FetchSchedule
+	// Position is first, last or before:KEY.
+	Position string `json:"position,omitempty"`
+}
+
+// Checksum holds the digests wanted, in hex, or the URL of a file that has the SHA-256.
 type Checksum struct {
-	SHA256 string `json:"sha256"`
+	SHA256 string `json:"sha256,omitempty"`
 	SHA512 string `json:"sha512,omitempty"`
+	URL    string `json:"url,omitempty"`
 }
 
 // Credentials are for the origin of the request's url only.

@@ -17,7 +17,7 @@ var openAPI []byte
 // is public: it holds no secret, and tools that read it cannot log in.
 func OpenAPIRoute(version string) Route {
 	text := bytes.Replace(openAPI, []byte("\n  version: dev\n"), []byte("\n  version: "+strconv.Quote(version)+"\n"), 1)
-	return Route{http.MethodGet, "/api/openapi.yaml", Public, func(*http.Request) (Reply, error) {
+	return Route{Method: http.MethodGet, Path: "/api/openapi.yaml", Access: Public, Handler: func(*http.Request) (Reply, error) {
 		return Reply{Body: text, ContentType: "application/yaml"}, nil
 	}}
 }

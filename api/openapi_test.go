@@ -73,7 +73,7 @@ func TestDescriptionIsComplete(t *testing.T) {
 		}
 	}
 	for what, r := range responses {
-		if r.Value.Headers["X-Request-ID"] == nil || len(r.Value.Content) != 1 {
+		if r.Value.Headers["X-Request-ID"] == nil || len(r.Value.Content) != 1 && !strings.HasSuffix(what, " 304") {
 			t.Errorf("%s: X-Request-ID and one content type are wanted", what)
 		}
 		for _, content := range r.Value.Content {
@@ -102,40 +102,42 @@ func TestDescriptionIsComplete(t *testing.T) {
 }
 
 // requests are the schemas of what clients send. Unknown keys are ignored there.
-var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS"}
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange"}
 
 // shapes says by which schemas a shape of message.go is described. A struct of which some keys depend on the place
 // has one for each.
 var shapes = map[reflect.Type][]string{
-	reflect.TypeFor[api.Meta]():         {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta"},
-	reflect.TypeFor[api.MetaOnly]():     {"MetaOnly"},
-	reflect.TypeFor[api.Accepted]():     {"Accepted"},
-	reflect.TypeFor[api.Fetch]():        {"Fetch", "FetchItem"},
-	reflect.TypeFor[api.FetchBody]():    {"FetchBody"},
-	reflect.TypeFor[api.FetchList]():    {"FetchList"},
-	reflect.TypeFor[api.FetchRequest](): {"FetchRequest"},
-	reflect.TypeFor[api.Checksum]():     {"Checksum"},
-	reflect.TypeFor[api.Credentials]():  {"Credentials"},
-	reflect.TypeFor[api.TLS]():          {"TLS"},
-	reflect.TypeFor[api.Slot]():         {"Slot", "SlotItem"},
-	reflect.TypeFor[api.SlotBody]():     {"SlotBody"},
-	reflect.TypeFor[api.SlotList]():     {"SlotList"},
-	reflect.TypeFor[api.SlotsSummary](): {"SlotsSummary"},
-	reflect.TypeFor[api.SlotsMeta]():    {"SlotsMeta"},
-	reflect.TypeFor[api.Index]():        {"ApiIndex", "FirmwareIndex"},
-	reflect.TypeFor[api.IndexItem]():    {"IndexItem"},
-	reflect.TypeFor[api.Info]():         {"Info"},
-	reflect.TypeFor[api.InfoBody]():     {"InfoBody"},
-	reflect.TypeFor[api.InfoSession]():  nil, // a part of InfoBody
-	reflect.TypeFor[api.InfoMeta]():     {"InfoMeta"},
-	reflect.TypeFor[api.Setup]():        {"Setup"},
-	reflect.TypeFor[api.UserInfo]():     {"UserInfo"},
-	reflect.TypeFor[api.UserName]():     {"UserName"},
-	reflect.TypeFor[api.Endpoint]():     {"Endpoint"},
-	reflect.TypeFor[api.LoginMethods](): {"LoginMethods"},
-	reflect.TypeFor[api.LoginMethod]():  {"LoginMethod"},
-	reflect.TypeFor[api.ErrorReply]():   {"ErrorReply"},
-	reflect.TypeFor[api.ErrorBody]():    {"ErrorBody"},
+	reflect.TypeFor[api.Meta]():          {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta"},
+	reflect.TypeFor[api.MetaOnly]():      {"MetaOnly"},
+	reflect.TypeFor[api.Accepted]():      {"Accepted"},
+	reflect.TypeFor[api.Fetch]():         {"Fetch", "FetchItem"},
+	reflect.TypeFor[api.FetchBody]():     {"FetchBody"},
+	reflect.TypeFor[api.FetchList]():     {"FetchList"},
+	reflect.TypeFor[api.FetchRequest]():  {"FetchRequest"},
+	reflect.TypeFor[api.FetchSchedule](): nil, // in the two that embed it
+	reflect.TypeFor[api.FetchChange]():   {"FetchChange"},
+	reflect.TypeFor[api.Checksum]():      {"Checksum"},
+	reflect.TypeFor[api.Credentials]():   {"Credentials"},
+	reflect.TypeFor[api.TLS]():           {"TLS"},
+	reflect.TypeFor[api.Slot]():          {"Slot", "SlotItem"},
+	reflect.TypeFor[api.SlotBody]():      {"SlotBody"},
+	reflect.TypeFor[api.SlotList]():      {"SlotList"},
+	reflect.TypeFor[api.SlotsSummary]():  {"SlotsSummary"},
+	reflect.TypeFor[api.SlotsMeta]():     {"SlotsMeta"},
+	reflect.TypeFor[api.Index]():         {"ApiIndex", "FirmwareIndex"},
+	reflect.TypeFor[api.IndexItem]():     {"IndexItem"},
+	reflect.TypeFor[api.Info]():          {"Info"},
+	reflect.TypeFor[api.InfoBody]():      {"InfoBody"},
+	reflect.TypeFor[api.InfoSession]():   nil, // a part of InfoBody
+	reflect.TypeFor[api.InfoMeta]():      {"InfoMeta"},
+	reflect.TypeFor[api.Setup]():         {"Setup"},
+	reflect.TypeFor[api.UserInfo]():      {"UserInfo"},
+	reflect.TypeFor[api.UserName]():      {"UserName"},
+	reflect.TypeFor[api.Endpoint]():      {"Endpoint"},
+	reflect.TypeFor[api.LoginMethods]():  {"LoginMethods"},
+	reflect.TypeFor[api.LoginMethod]():   {"LoginMethod"},
+	reflect.TypeFor[api.ErrorReply]():    {"ErrorReply"},
+	reflect.TypeFor[api.ErrorBody]():     {"ErrorBody"},
 }
 
 // TestShapesAreDescribed holds message.go and the schemas against each other, key by key.

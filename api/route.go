@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"time"
 )
 
 // Access is who may call a route. The zero value is the strictest, so that forgetting it is safe.
@@ -55,6 +56,9 @@ type Route struct {
 	Method, Path string
 	Access       Access
 	Handler      Handler
+	// Wait is how long the handler may take until it has a reply, beyond what is usual; then it has to look for the end of
+	// the request's context itself.
+	Wait time.Duration
 }
 
 // Reply is what a handler wants to be written.

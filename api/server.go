@@ -20,6 +20,9 @@ import (
 	"github.com/gorilla/mux"
 )
 
+// writeLimit is how long the reply of a handler that was allowed to wait may take to be written.
+const writeLimit = 60 * time.Second
+
 // Config is what a [Server] is built from.
 type Config struct {
 	Routes        []Route
@@ -154,6 +157,12 @@ func (s *Server) serve(p *resource) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
+		if route.Wait > 0 {
+			// Not all writers have deadlines; then there are none in the way.
+			c := http.NewResponseController(w)
+			_ = c.SetReadDeadline(time.Time{})
+			_ = c.SetWriteDeadline(time.Now().Add(route.Wait + writeLimit))
+		}
 		reply, err := route.Handler(r)
 		if err != nil {
 			s.fail(w, r, err)
@@ -193,6 +202,10 @@ func (s *Server) write(w http.ResponseWriter, r *http.Request, reply Reply) {
 	status := reply.Status
 	if status == 0 {
 		status = http.StatusOK
+	}
+	if status == http.StatusNotModified { // which has no body
+		w.WriteHeader(status)
+		return
 	}
 	h.Set("Content-Type", "application/json")
 	if reply.Stream != nil {

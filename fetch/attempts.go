@@ -26,13 +26,10 @@ type candidate struct {
 
 // plan lists the candidates in order: the URL, then the mirrors. Credentials of the URL go with a mirror of the
 // same origin only; what is written in a mirror's own URL goes there.
-func (d *download) plan(secrets Secrets) error {
-	verify := source.VerifyAuto
-	if d.f.TLSVerify != nil {
-		verify = source.VerifyNever
-		if *d.f.TLSVerify {
-			verify = source.VerifyAlways
-		}
+func (d *download) plan() error {
+	secrets, err := d.secrets()
+	if err != nil {
+		return err
 	}
 	var origin string
 	for i, raw := range append([]string{d.f.URL}, d.f.Mirrors...) {
@@ -51,10 +48,31 @@ func (d *download) plan(secrets Secrets) error {
 				cred = secrets.Mirrors[i-1]
 			}
 		}
-		d.candidates = append(d.candidates, candidate{url: raw, req: source.Request{URL: u, Credentials: cred,
-			Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256}})
+		d.candidates = append(d.candidates, candidate{url: raw, req: d.request(u, cred)})
 	}
 	return nil
+}
+
+// secrets are the credentials of the fetch.
+func (d *download) secrets() (Secrets, error) {
+	s, err := unseal(d.m.cfg.SealKey, d.f.Key, d.f.Secrets)
+	if err != nil {
+		return s, &source.Error{Code: "credentials", Class: source.Human, Err: err,
+			Message: "The stored credentials cannot be read: the agent's key has changed. Start the fetch again."}
+	}
+	return s, nil
+}
+
+// request is what is asked of u, by the rules of the fetch.
+func (d *download) request(u *url.URL, cred *source.Credentials) source.Request {
+	verify := source.VerifyAuto
+	if d.f.TLSVerify != nil {
+		verify = source.VerifyNever
+		if *d.f.TLSVerify {
+			verify = source.VerifyAlways
+		}
+	}
+	return source.Request{URL: u, Credentials: cred, Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256}
 }
 
 // attempts tries the candidates until one delivers. An attempt that got further is repeated at the same candidate;

@@ -36,6 +36,29 @@ func (c *jumpy) jump(d time.Duration) {
 	c.at = c.at.Add(d)
 }
 
+// clockedBox is a box by that clock.
+func clockedBox(t *testing.T, clock *jumpy, change func(*fetch.Config)) *box {
+	t.Helper()
+	b := &box{t: t, dir: t.TempDir()}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	var err1, err2, err3, err4 error
+	b.store, err1 = store.Open(filepath.Join(b.dir, "slotfetch.db"), store.Options{Now: clock.now})
+	b.slots, err2 = slots.Open(slots.Config{Dir: filepath.Join(b.dir, "slots"), First: 1, Count: 5, Log: log, Now: clock.now})
+	client, err3 := source.New(source.Config{Egress: fetchtest.Loopback()})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	cfg := fetch.Config{Store: b.store, Slots: b.slots, Source: client, SealKey: make([]byte, fetch.SealKeySize), Log: log, Now: clock.now}
+	if change != nil {
+		change(&cfg)
+	}
+	if b.fetch, err4 = fetch.Open(cfg); err4 != nil {
+		t.Fatal(err4)
+	}
+	t.Cleanup(b.close)
+	return b
+}
+
 // TestClockJumps sets the clock back and forward during a transfer and between orders: no duration and no estimate is
 // negative, and the order of the queue is that of the orders.
 func TestClockJumps(t *testing.T) {
@@ -51,20 +74,7 @@ func TestClockJumps(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			clock := &jumpy{at: time.UnixMilli(1_790_000_000_000)}
-			b := &box{t: t, dir: t.TempDir()}
-			log := slog.New(slog.NewTextHandler(io.Discard, nil))
-			var err1, err2, err3, err4 error
-			b.store, err1 = store.Open(filepath.Join(b.dir, "slotfetch.db"), store.Options{Now: clock.now})
-			b.slots, err2 = slots.Open(slots.Config{Dir: filepath.Join(b.dir, "slots"), First: 1, Count: 5, Log: log, Now: clock.now})
-			client, err3 := source.New(source.Config{Egress: fetchtest.Loopback()})
-			if err := errors.Join(err1, err2, err3); err != nil {
-				t.Fatal(err)
-			}
-			b.fetch, err4 = fetch.Open(fetch.Config{Store: b.store, Slots: b.slots, Source: client, SealKey: make([]byte, fetch.SealKeySize), Log: log, Now: clock.now})
-			if err4 != nil {
-				t.Fatal(err4)
-			}
-			t.Cleanup(b.close)
+			b := clockedBox(t, clock, nil)
 
 			img := fetchtest.NewImage(80, 4<<20)
 			srv := fetchtest.NewHTTP(t, nil)

@@ -47,8 +47,8 @@ func (d *download) run(ctx context.Context) {
 	switch err := d.bring(ctx); {
 	case err == nil:
 		return
-	case errors.Is(err, errShutdown):
-		d.suspend()
+	case errors.Is(err, errShutdown), errors.Is(err, errPaused), errors.Is(err, errOutside):
+		d.suspend(err)
 	case errors.Is(err, errCancelled), errors.Is(err, store.ErrConflict):
 		d.cancelled()
 	default:
@@ -69,9 +69,16 @@ func (d *download) bring(ctx context.Context) (err error) {
 	}()
 	if limit := d.m.cfg.Deadline; limit > 0 {
 		var stop context.CancelFunc
-		ctx, stop = context.WithDeadlineCause(ctx, d.f.StartTime.Add(limit), &source.Error{Code: "deadline", Class: source.Human,
+		began := d.f.StartTime
+		if d.f.EligibleAt.After(began) {
+			began = d.f.EligibleAt // after a pause, or when its window has opened
+		}
+		ctx, stop = context.WithTimeoutCause(ctx, began.Add(limit).Sub(d.m.cfg.Now()), &source.Error{Code: "deadline", Class: source.Human,
 			Message: fmt.Sprintf("The fetch was not complete within %s (fetch.deadline).", limit)})
 		defer stop()
+	}
+	if err := d.resolve(ctx); err != nil {
+		return err
 	}
 	if done, err := d.reuse(ctx); done || err != nil {
 		return err
@@ -86,13 +93,8 @@ func (d *download) bring(ctx context.Context) (err error) {
 }
 
 // prepare finds out where from and where to.
-func (d *download) prepare(ctx context.Context) error {
-	secrets, err := unseal(d.m.cfg.SealKey, d.f.Key, d.f.Secrets)
-	if err != nil {
-		return &source.Error{Code: "credentials", Class: source.Human, Err: err,
-			Message: "The stored credentials cannot be read: the agent's key has changed. Start the fetch again."}
-	}
-	if err := d.plan(secrets); err != nil {
+func (d *download) prepare(ctx context.Context) (err error) {
+	if err := d.plan(); err != nil {
 		return err
 	}
 	cp := d.f.Checkpoint

@@ -94,19 +94,32 @@ func (d *download) insist(ctx context.Context, what string, change func() error)
 	}
 }
 
-// suspend keeps the partial for the next start of the agent.
-func (d *download) suspend() {
+// suspend keeps the partial for later: for the next start of the agent, the end of a pause, or the next time in which the
+// fetch may run.
+func (d *download) suspend(cause error) {
 	if d.w != nil {
 		if err := d.w.Suspend(); err != nil {
 			d.log.Warn("cannot keep the partial", "err", err)
 			d.saved = 0
 		}
+		d.w = nil
 	}
 	if d.record("queued again", func() error {
+		if errors.Is(cause, errOutside) {
+			f, err := d.m.cfg.Store.Fetch(context.Background(), d.f.Key)
+			if err == nil {
+				err = d.m.cfg.Store.Postpone(map[string]time.Time{d.f.Key: d.m.eligible(f.Schedule)})
+			}
+			if err != nil {
+				return err
+			}
+		}
 		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, !d.unread)
 		return err
 	}) {
-		d.log.Info("fetch queued again for the next start", "offset", d.saved)
+		d.log.Info("fetch queued again", "offset", d.saved, "why", cause.Error())
+	} else if !errors.Is(cause, errShutdown) {
+		d.cancelled()
 	}
 }
 

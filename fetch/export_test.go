@@ -9,7 +9,10 @@ func (c Config) WithHooks(installing, cleanup func(key string)) Config {
 }
 
 // Recover is what Open does before any worker runs.
-func Recover(c Config) error { return (&Manager{cfg: c}).recover() }
+func Recover(c Config) error {
+	c.Now = time.Now
+	return (&Manager{cfg: c}).recover()
+}
 
 // Delay is the pause after the given round.
 func (r Retry) Delay(round int, asked time.Duration) time.Duration { return r.delay(round, asked) }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/time/rate"
 
 	"slotfetch/fetch/source"
 	"slotfetch/slots"
@@ -47,7 +49,11 @@ type Config struct {
 	MaxTraffic float64
 	// ResumeVerify says when a partial is read again before it is continued (default VerifyUnclean).
 	ResumeVerify ResumeVerify
-	// CancelWait is how long a DELETE waits for the end of a running fetch (default 30 s).
+	// RateLimit is for all fetches together, in bytes a second; 0: none.
+	RateLimit int64
+	// Window is when fetches may run that have no window of their own.
+	Window Window
+	// CancelWait is how long a DELETE, or a pause, waits for the end of a running fetch (default 30 s).
 	CancelWait time.Duration
 
 	hooks hooks
@@ -77,6 +83,7 @@ type Manager struct {
 	cancel context.CancelCauseFunc
 	group  sync.WaitGroup
 	wake   chan struct{}
+	limit  *rate.Limiter // of all fetches
 
 	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
 	claiming sync.Mutex
@@ -92,6 +99,9 @@ type Manager struct {
 type flight struct {
 	progress progress
 	cancel   context.CancelCauseFunc
+	limit    *rate.Limiter // its own
+	limited  atomic.Int64  // nanoseconds that it was held back
+	closing  *time.Timer   // for the end of its window
 }
 
 // Open brings rows and disk together and starts the workers, which have to wait if the database cannot be written yet.
@@ -118,7 +128,8 @@ func Open(cfg Config) (*Manager, error) {
 	if len(cfg.SealKey) != SealKeySize {
 		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
 	}
-	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{})}
+	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{}),
+		limit: newLimiter(cfg.RateLimit)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	recovered := make(chan struct{})
 	err := m.recover()
@@ -179,7 +190,11 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 		return store.Fetch{}, err
 	}
 	f := store.Fetch{Key: key, URL: q.URL.String(), SHA256: q.SHA256, SHA512: q.SHA512, WantSlot: q.Slot,
-		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Force: q.Force, Idempotency: q.Idempotency, Secrets: secrets}
+		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Force: q.Force, Idempotency: q.Idempotency, Schedule: q.Schedule, Secrets: secrets}
+	f.EligibleAt = m.eligible(f.Schedule)
+	if q.ChecksumURL != nil {
+		f.ChecksumURL = q.ChecksumURL.String()
+	}
 	for _, u := range q.Mirrors {
 		f.Mirrors = append(f.Mirrors, u.String())
 	}
@@ -201,11 +216,7 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 		m.cfg.Log.Info("fetch asked for again", "key", out.Key, "by", by.Name)
 		return m.live(out), nil
 	}
-	// Also after an error, which may hide a row that is durable.
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
+	m.rouse() // also after an error, which may hide a row that is durable
 	if err != nil {
 		return out, err
 	}
@@ -343,17 +354,10 @@ func (m *Manager) work(p *pipeline) {
 			continue
 		}
 		if !ok {
-			select {
-			case <-m.wake:
-			case <-m.ctx.Done():
-			}
+			m.idle()
 			continue
 		}
-		// With several workers, pass the word on: one wake may stand for many rows.
-		select {
-		case m.wake <- struct{}{}:
-		default:
-		}
+		m.rouse() // with several workers, pass the word on: one wake may stand for many rows
 		m.fly(p, f)
 		m.claiming.Lock()
 		delete(m.claimed, f.Key)
@@ -361,7 +365,7 @@ func (m *Manager) work(p *pipeline) {
 	}
 }
 
-// claim hands the oldest queued fetch to a worker; ok is false when there is none. After an error it first looks for a
+// claim hands the fetch whose turn it is to a worker; ok is false when there is none. After an error it first looks for a
 // fetch that was claimed in spite of it: nobody has it in hand, and it would stay in progress for ever.
 func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
 	m.claiming.Lock()
@@ -389,11 +393,11 @@ func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
 }
 
 // fly runs one claimed fetch to its end. The flight is registered before the row is read again, so that a DELETE
-// between claim and registration is seen.
+// or a change between claim and registration is seen.
 func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	ctx, cancel := context.WithCancelCause(m.ctx)
 	defer cancel(nil)
-	fl := &flight{cancel: cancel}
+	fl := &flight{cancel: cancel, limit: newLimiter(0)}
 	fl.progress.now, fl.progress.alive, fl.progress.phase = m.cfg.Now, m.cfg.Now(), store.Downloading
 	fl.progress.attempts, fl.progress.tlsVerified, fl.progress.resumedFrom = f.Attempts, f.TLSVerified, f.ResumedFrom
 	m.mu.Lock()
@@ -402,11 +406,17 @@ func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	defer func() {
 		m.mu.Lock()
 		delete(m.flights, f.Key)
+		if fl.closing != nil {
+			fl.closing.Stop()
+		}
 		m.mu.Unlock()
 		m.notify()
 	}()
-	if now, err := m.cfg.Store.Fetch(ctx, f.Key); err == nil && now.CancelRequested {
-		cancel(errCancelled)
+	if now, err := m.cfg.Store.Fetch(ctx, f.Key); err == nil {
+		if now.CancelRequested {
+			cancel(errCancelled)
+		}
+		m.steer(fl, now)
 	}
 	m.notify()
 	m.cfg.Log.Info("fetch started", "key", f.Key, "attempt", f.Attempts)

@@ -23,7 +23,7 @@ func (m *Manager) recover() error {
 	if err := m.cfg.Store.Unfinished(context.Background(), func(f store.Fetch) error {
 		rows = append(rows, store.Fetch{Key: f.Key, Status: f.Status, Phase: f.Phase, CancelRequested: f.CancelRequested,
 			SHA256: f.SHA256, StartTime: f.StartTime, BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal,
-			Checkpoint: store.Checkpoint{Offset: f.Checkpoint.Offset}})
+			Schedule: f.Schedule, Checkpoint: store.Checkpoint{Offset: f.Checkpoint.Offset}})
 		return nil
 	}); err != nil {
 		return err
@@ -49,7 +49,7 @@ func (m *Manager) recover() error {
 			}
 		}
 	}
-	return nil
+	return m.reschedule(rows)
 }
 
 // recoverRow handles one unfinished row and tells whether its partial is kept.

@@ -11,6 +11,7 @@ import (
 
 	"slotfetch/api"
 	"slotfetch/fetch/source"
+	"slotfetch/store"
 )
 
 const (
@@ -31,6 +32,10 @@ type Request struct {
 	TLSCA          string
 	// Force asks for a download though a slot has the image.
 	Force bool
+	// ChecksumURL is where the SHA-256 is read from if SHA256 is empty; without userinfo.
+	ChecksumURL *url.URL `json:",omitempty"`
+	// Schedule has no EligibleAt yet.
+	Schedule store.Schedule `json:",omitzero"`
 	// Idempotency is the caller's own key for this request; a second request under it gives the first fetch. Empty: none.
 	Idempotency string `json:"-"`
 }
@@ -41,6 +46,8 @@ type Secrets struct {
 	URL *source.Credentials `json:"url,omitempty"`
 	// Mirrors has what was written in each mirror's own URL, nil for none.
 	Mirrors []*source.Credentials `json:"mirrors,omitempty"`
+	// Checksum is what was written in the URL of the checksum file.
+	Checksum *source.Credentials `json:"checksum,omitempty"`
 }
 
 func (s Secrets) empty() bool {
@@ -49,7 +56,7 @@ func (s Secrets) empty() bool {
 			return false
 		}
 	}
-	return s.URL == nil
+	return s.URL == nil && s.Checksum == nil
 }
 
 // Policy is what a request may ask for on this box.
@@ -67,17 +74,7 @@ func ParseRequest(o api.Object, p Policy) (Request, error) {
 	if err := first(o.Required("url"), o.Required("checksum")); err != nil {
 		return q, err
 	}
-	sum, _, err := o.Object("checksum")
-	if err != nil {
-		return q, err
-	}
-	if err := sum.Required("sha256"); err != nil {
-		return q, err
-	}
-	if q.SHA256, err = digest(sum, "sha256", 64); err != nil {
-		return q, err
-	}
-	if q.SHA512, err = digest(sum, "sha512", 128); err != nil {
+	if err := q.checksum(o, p); err != nil {
 		return q, err
 	}
 	raw, err := o.String("url", "a URL")
@@ -98,7 +95,39 @@ func ParseRequest(o api.Object, p Policy) (Request, error) {
 		return q, err
 	}
 	q.Force = force != nil && *force
+	c, err := ParseChange(o)
+	if err != nil {
+		return q, err
+	}
+	q.Schedule = c.apply(q.Schedule)
 	return q, first(q.credentials(o), q.tls(o), q.mirrors(o, p))
+}
+
+// checksum reads the digests, or where the SHA-256 is.
+func (q *Request) checksum(o api.Object, p Policy) error {
+	sum, _, err := o.Object("checksum")
+	if err != nil {
+		return err
+	}
+	if q.SHA512, err = digest(sum, "sha512", 128); err != nil {
+		return err
+	}
+	if !sum.Has("url") {
+		if err := sum.Required("sha256"); err != nil {
+			return err
+		}
+		q.SHA256, err = digest(sum, "sha256", 64)
+		return err
+	}
+	if sum.Has("sha256") {
+		return api.Semantic("checksum.url", "left out when checksum.sha256 is given")
+	}
+	raw, err := sum.String("url", "the URL of a checksum file")
+	if err != nil {
+		return err
+	}
+	q.ChecksumURL, q.Secrets.Checksum, err = p.parseURL("checksum.url", raw)
+	return err
 }
 
 // idempotencyKey checks the header Idempotency-Key, whose absence is fine.

@@ -22,7 +22,8 @@ func (m *Manager) Routes(p Policy) []api.Route {
 	return []api.Route{
 		{Method: http.MethodPost, Path: path, Access: api.Operator, Handler: func(r *http.Request) (api.Reply, error) { return m.handlePost(r, p) }},
 		{Method: http.MethodGet, Path: path, Access: api.Viewer, Handler: m.handleList},
-		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet},
+		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet, Wait: maxWait},
+		{Method: http.MethodPatch, Path: path + "/{key}", Access: api.Operator, Handler: m.handlePatch},
 		{Method: http.MethodDelete, Path: path + "/{key}", Access: api.Operator, Handler: m.handleDelete},
 	}
 }
@@ -68,6 +69,10 @@ func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
 
 // handleList streams: with ten thousand fetches the reply is never in memory as a whole.
 func (m *Manager) handleList(r *http.Request) (api.Reply, error) {
+	places, err := m.cfg.Store.Positions(r.Context())
+	if err != nil {
+		return api.Reply{}, err
+	}
 	return api.Reply{Stream: func(w io.Writer) error {
 		if _, err := io.WriteString(w, `{"items":[`); err != nil {
 			return err
@@ -78,7 +83,7 @@ func (m *Manager) handleList(r *http.Request) (api.Reply, error) {
 				return err
 			}
 			comma = ","
-			return api.EncodeTo(w, m.document(f, ""))
+			return api.EncodeTo(w, m.document(f, "", places))
 		})
 		if err != nil {
 			return err
@@ -94,19 +99,68 @@ func (m *Manager) handleList(r *http.Request) (api.Reply, error) {
 	}}, nil
 }
 
-func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
+func (m *Manager) handlePatch(r *http.Request) (api.Reply, error) {
 	key, err := keyOf(r)
 	if err != nil {
 		return api.Reply{}, err
 	}
-	f, err := m.Get(r.Context(), key)
-	if errors.Is(err, store.ErrNotFound) {
-		return api.Reply{}, api.NotFound(path, key)
-	}
+	o, err := api.ReadObject(r)
 	if err != nil {
 		return api.Reply{}, err
 	}
-	return api.Reply{Body: m.document(f, path)}, nil
+	c, err := parsePatch(o)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	// Like a DELETE, a pause is waited for.
+	f, err := m.Change(context.WithoutCancel(r.Context()), key, c, actor(r))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return api.Reply{}, api.NotFound(path, key)
+	case errors.Is(err, store.ErrNoPlace):
+		return api.Reply{}, api.Conflict("The other fetch is not in the queue.", map[string]any{"reason": "position"})
+	case errors.Is(err, store.ErrConflict):
+		return api.Reply{}, changeConflict(f, c)
+	case err != nil:
+		return api.Reply{}, err
+	}
+	reply, err := m.reply(r.Context(), f)
+	if err == nil && f.Status == store.InProgress && f.Paused {
+		reply.Status = http.StatusAccepted
+		reply.Header.Set("Location", path+"/"+key)
+		reply.Header.Set("Retry-After", "2")
+	}
+	return reply, err
+}
+
+// changeConflict says why a fetch can no longer be changed.
+func changeConflict(f store.Fetch, c Change) error {
+	details := map[string]any{"status": string(f.Status)}
+	switch {
+	case f.Status.Final():
+		return api.Conflict("The fetch has ended: nothing about it can be changed.", details)
+	case f.CancelRequested:
+		return api.Conflict("The fetch is being cancelled.", details)
+	case f.Phase == store.Installing:
+		details["phase"] = string(f.Phase)
+		return api.Conflict("The fetch is installing and can no longer be changed.", details)
+	case c.Place != nil:
+		return api.Conflict("Only a queued fetch has a position. Pause this one first, or leave position out.", details)
+	}
+	return api.Conflict("The fetch is in a state in which it cannot be changed.", details)
+}
+
+// reply is the answer that shows f.
+func (m *Manager) reply(ctx context.Context, f store.Fetch) (api.Reply, error) {
+	var places map[int64]int
+	if f.Status == store.Queued {
+		var err error
+		if places, err = m.cfg.Store.Positions(ctx); err != nil {
+			return api.Reply{}, err
+		}
+	}
+	d := m.document(f, path, places)
+	return api.Reply{Body: d, Header: http.Header{"Etag": {etag(d)}}}, nil
 }
 
 func (m *Manager) handleDelete(r *http.Request) (api.Reply, error) {
@@ -127,12 +181,13 @@ func (m *Manager) handleDelete(r *http.Request) (api.Reply, error) {
 	case out == store.Pruned:
 		return api.Reply{Body: api.MetaOnly{Meta: api.Meta{Href: path + "/" + key, Parent: path}}}, nil
 	}
-	reply := api.Reply{Body: m.document(f, path)}
-	if !f.Status.Final() {
+	reply, err := m.reply(r.Context(), f)
+	if err == nil && !f.Status.Final() {
 		reply.Status = http.StatusAccepted
-		reply.Header = http.Header{"Location": {path + "/" + key}, "Retry-After": {"2"}}
+		reply.Header.Set("Location", path+"/"+key)
+		reply.Header.Set("Retry-After", "2")
 	}
-	return reply, nil
+	return reply, err
 }
 
 // keyOf accepts only the canonical form: uuid.Parse takes four others. Anything else is simply not found.
@@ -153,13 +208,28 @@ func truncate(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// document is f on the wire. parent is empty for an item of the list.
-func (m *Manager) document(f store.Fetch, parent string) api.Fetch {
+// document is f on the wire. parent is empty for an item of the list; places are those of the queue, by Seq.
+func (m *Manager) document(f store.Fetch, parent string, places map[int64]int) api.Fetch {
 	b := api.FetchBody{
 		Status: string(f.Status), Info: info(f), BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal,
 		SlotID: f.SlotID, StartTime: api.FormatTime(f.StartTime), URL: f.URL, EndTime: api.FormatTime(f.EndTime),
 		BytesPerSecond: f.BytesPerSecond, Attempts: f.Attempts, TLSVerified: f.TLSVerified,
 		ResumedFrom: f.ResumedFrom, NextAttemptTime: api.FormatTime(f.NextAttempt), Deduplicated: f.Deduplicated,
+		Priority: f.Priority, Paused: f.Paused, NotBefore: api.FormatTime(f.NotBefore),
+	}
+	if place, ok := places[f.Seq]; ok && f.Status == store.Queued {
+		b.QueuePosition = &place
+	}
+	if f.Status == store.Queued && f.EligibleAt.After(m.cfg.Now()) {
+		b.EligibleTime = api.FormatTime(f.EligibleAt)
+	}
+	for text, to := range map[string]**string{f.Window: &b.Window, f.ChecksumURL: &b.ChecksumURL} {
+		if text != "" {
+			*to = &text
+		}
+	}
+	if f.RateLimit > 0 {
+		b.RateLimit = &f.RateLimit
 	}
 	if f.SHA256 != "" {
 		b.SHA256 = &f.SHA256

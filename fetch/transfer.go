@@ -8,6 +8,8 @@ import (
 	"io"
 	"strings"
 
+	"golang.org/x/time/rate"
+
 	"slotfetch/fetch/source"
 	"slotfetch/slots"
 	"slotfetch/store"
@@ -62,6 +64,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	if err := d.opened(stream); err != nil {
 		return err
 	}
+	d.m.notify()
 	if total >= 0 {
 		var space *slots.SpaceError
 		switch err := d.w.Expect(total); {
@@ -72,7 +75,8 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	err = d.pipe.run(ctx, stream, d.digests, d.w, d.receive, d.due, d.checkpoint)
+	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, waited: &d.fl.limited}
+	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
 	}

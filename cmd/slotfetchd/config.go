@@ -56,6 +56,8 @@ type fetchConfig struct {
 	Deadline     optional `toml:"deadline"`
 	MaxTraffic   float64  `toml:"max_traffic"`
 	ResumeVerify string   `toml:"resume_verify"`
+	RateLimit    int64    `toml:"rate_limit"`
+	Window       window   `toml:"window"`
 
 	CheckpointBytes    int64    `toml:"checkpoint_bytes"`
 	CheckpointInterval duration `toml:"checkpoint_interval"`
@@ -104,6 +106,21 @@ func (p *prefix) UnmarshalText(text []byte) error {
 
 // MarshalText writes the form that UnmarshalText reads.
 func (p prefix) MarshalText() ([]byte, error) { return netip.Prefix(p).MarshalText() }
+
+// window is a fetch.Window.
+type window fetch.Window
+
+func (w *window) UnmarshalText(text []byte) error {
+	v, err := fetch.ParseWindow(string(text))
+	if err != nil {
+		return fmt.Errorf("%q: %w", text, err)
+	}
+	*w = window(v)
+	return nil
+}
+
+// MarshalText writes the form that UnmarshalText reads.
+func (w window) MarshalText() ([]byte, error) { return []byte(fetch.Window(w).String()), nil }
 
 // duration is a time.Duration written as "90s".
 type duration time.Duration
@@ -173,6 +190,7 @@ func (c config) check() error {
 	_, known := resumeVerify[c.Fetch.ResumeVerify]
 	want(known, "fetch.resume_verify must be unclean, always or never, not %q", c.Fetch.ResumeVerify)
 	want(c.Fetch.CheckpointBytes >= 1<<20, "fetch.checkpoint_bytes must be at least 1048576, not %d", c.Fetch.CheckpointBytes)
+	want(c.Fetch.RateLimit == 0 || c.Fetch.RateLimit >= fetch.MinRate, "fetch.rate_limit must be at least %d bytes a second, or 0 for none, not %d", fetch.MinRate, c.Fetch.RateLimit)
 	want(c.Fetch.RetryRounds >= 1, "fetch.retry_rounds must be at least 1, not %d", c.Fetch.RetryRounds)
 	_, port, err := net.SplitHostPort(c.API.Listen)
 	if err == nil {

@@ -144,7 +144,8 @@ func (d *daemon) openFetch() error {
 	d.fetch, err = fetch.Open(fetch.Config{Store: d.store, Slots: d.slots, Source: client, SealKey: key, Log: d.log, Workers: c.Workers,
 		Retry:    fetch.Retry{Rounds: c.RetryRounds, Initial: time.Duration(c.RetryInitial), Max: time.Duration(c.RetryMax)},
 		Deadline: time.Duration(c.Deadline), MaxTraffic: traffic, ResumeVerify: resumeVerify[c.ResumeVerify],
-		CheckpointBytes: c.CheckpointBytes, CheckpointEvery: time.Duration(c.CheckpointInterval)})
+		CheckpointBytes: c.CheckpointBytes, CheckpointEvery: time.Duration(c.CheckpointInterval),
+		RateLimit: c.RateLimit, Window: fetch.Window(c.Window)})
 	return err
 }
 

@@ -196,12 +196,12 @@ func configKeys() []configKey {
 	walk = func(t reflect.Type, prefix string, index []int) {
 		for f := range t.Fields() {
 			name, at := prefix+f.Tag.Get("toml"), append(slices.Clone(index), f.Index...)
-			if f.Type.Kind() == reflect.Struct {
+			written := reflect.PointerTo(f.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+			if f.Type.Kind() == reflect.Struct && !written {
 				walk(f.Type, name+".", at)
 				continue
 			}
-			text := f.Type.Kind() == reflect.String || reflect.PointerTo(f.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
-			keys = append(keys, configKey{name: name, index: at, text: text})
+			keys = append(keys, configKey{name: name, index: at, text: written || f.Type.Kind() == reflect.String})
 		}
 	}
 	walk(reflect.TypeFor[config](), "", nil)

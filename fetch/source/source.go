@@ -292,29 +292,29 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// paced ends a transfer that is too slow to be one.
+// paced ends a transfer that is too slow to be one. Only the time in which it waits for bytes counts: who reads them may
+// take its time.
 type paced struct {
 	r     io.Reader
 	limit int64
 	over  time.Duration
 	now   func() time.Time
 
-	start time.Time
-	bytes int64
+	waited time.Duration
+	bytes  int64
 }
 
 func (p *paced) Read(b []byte) (int, error) {
-	if p.start.IsZero() {
-		p.start = p.now()
-	}
+	began := p.now()
 	n, err := p.r.Read(b)
+	p.waited += p.now().Sub(began)
 	p.bytes += int64(n)
-	if since := p.now().Sub(p.start); err == nil && since >= p.over {
-		if p.limit > 0 && float64(p.bytes) < float64(p.limit)*since.Seconds() {
+	if err == nil && p.waited >= p.over {
+		if p.limit > 0 && float64(p.bytes) < float64(p.limit)*p.waited.Seconds() {
 			return n, &Error{Code: "low_speed", Class: Temporary,
 				Message: fmt.Sprintf("The transfer was slower than %d bytes a second for %s.", p.limit, p.over)}
 		}
-		p.start, p.bytes = p.now(), 0
+		p.waited, p.bytes = 0, 0
 	}
 	return n, err
 }

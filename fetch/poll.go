@@ -1,0 +1,100 @@
+package fetch
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"slotfetch/api"
+	"slotfetch/store"
+)
+
+// This file answers for one fetch, at once or, with ?wait=N, when something about it has changed.
+
+// maxWait is the most that a GET waits.
+const maxWait = 120 * time.Second
+
+// etag names the state of a fetch. It is weak (RFC 9110, 8.8.1): what only counts or measures is left out, so that it
+// changes when something happens.
+func etag(d api.Fetch) string {
+	b := d.Body
+	b.BytesDownloaded, b.BytesPerSecond, b.ETASeconds, b.QueuePosition = 0, nil, nil, nil
+	text, _ := json.Marshal(b) //nolint:errcheck // numbers and strings
+	sum := sha256.Sum256(text)
+	return fmt.Sprintf(`W/"%x"`, sum[:12])
+}
+
+// handleGet answers at once unless it is asked to wait. Only then does If-None-Match count: a copy that is otherwise the
+// same has old counts.
+func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
+	key, err := keyOf(r)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	wait, waits, err := waitTime(r)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	f, err := m.Get(r.Context(), key)
+	known := tags(r.Header)
+	if waits && err == nil {
+		if len(known) == 0 {
+			known = []string{m.tag(f)}
+		}
+		ctx, stop := context.WithTimeout(r.Context(), wait)
+		defer stop()
+		defer context.AfterFunc(m.ctx, stop)()
+		var last store.Fetch
+		last, err = m.Wait(ctx, key, func(f store.Fetch) bool { return f.Status.Final() || !slices.Contains(known, m.tag(f)) })
+		if ctx.Err() != nil && !errors.Is(err, store.ErrNotFound) {
+			last, err = m.Get(r.Context(), key)
+		}
+		f = last
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return api.Reply{}, api.NotFound(path, key)
+	}
+	if err != nil {
+		return api.Reply{}, err
+	}
+	reply, err := m.reply(r.Context(), f)
+	if err == nil && waits && slices.Contains(tags(r.Header), reply.Header.Get("Etag")) {
+		reply.Status = http.StatusNotModified
+	}
+	return reply, err
+}
+
+func (m *Manager) tag(f store.Fetch) string { return etag(m.document(f, path, nil)) }
+
+// waitTime reads ?wait=N, seconds; ok is false without it.
+func waitTime(r *http.Request) (d time.Duration, ok bool, err error) {
+	q := r.URL.Query()
+	if !q.Has("wait") {
+		return 0, false, nil
+	}
+	n, err := strconv.ParseUint(q.Get("wait"), 10, 16)
+	if d = time.Duration(n) * time.Second; err != nil || d > maxWait {
+		return 0, false, api.Semantic("wait", fmt.Sprintf("a number of seconds up to %d", maxWait/time.Second))
+	}
+	return d, true, nil
+}
+
+// tags are those of If-None-Match.
+func tags(h http.Header) []string {
+	var out []string
+	for _, line := range h.Values("If-None-Match") {
+		for _, t := range strings.Split(line, ",") {
+			if t = strings.TrimSpace(t); t != "" {
+				out = append(out, t)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,134 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+
+	"slotfetch/fetch/source"
+	"slotfetch/store"
+)
+
+// This file finds the digest of a fetch whose request does not have it but names the file that does: SHA256SUMS,
+// image.iso.sha256, or a Metalink. Such a digest is worth as much as the way to that file: where a digest of the request
+// would make up for a certificate that does not verify, this one does not.
+
+// resolve notes the digest before anything else happens. From then on the fetch is like any other.
+func (d *download) resolve(ctx context.Context) error {
+	if d.f.SHA256 != "" {
+		return nil
+	}
+	req, err := d.sumsRequest()
+	if err != nil {
+		return err
+	}
+	for round := 1; ; round++ {
+		sum, err := d.readSum(ctx, req)
+		if err == nil {
+			return d.noteDigest(ctx, sum)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var e *source.Error
+		if !errors.As(err, &e) {
+			return err
+		}
+		e = &source.Error{Code: e.Code, Class: e.Class, RetryAfter: e.RetryAfter, Err: e, Message: "The checksum file could not be used: " + e.Message}
+		d.log.Warn("cannot read the checksum file", "url", source.Redact(req.URL), "code", e.Code, "class", e.Class.String(), "err", e)
+		if e.Class != source.Temporary || round >= d.m.cfg.Retry.Rounds {
+			return e
+		}
+		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, e.RetryAfter), e.Message); err != nil {
+			return err
+		}
+	}
+}
+
+// sumsRequest asks for the checksum file. Credentials of the image go along to the same origin only.
+func (d *download) sumsRequest() (source.Request, error) {
+	secrets, err := d.secrets()
+	if err != nil {
+		return source.Request{}, err
+	}
+	u, err1 := url.Parse(d.f.ChecksumURL)
+	image, err2 := url.Parse(d.f.URL)
+	if err := errors.Join(err1, err2); err != nil || u.Host == "" && u.Scheme != "file" {
+		return source.Request{}, fmt.Errorf("cannot parse stored checksum url: %w", err)
+	}
+	cred := secrets.Checksum
+	if cred == nil && source.Origin(u) == source.Origin(image) {
+		cred = secrets.URL
+	}
+	return d.request(u, cred), nil
+}
+
+// readSum reads the file and finds the image in it.
+func (d *download) readSum(ctx context.Context, req source.Request) (string, error) {
+	d.fl.progress.set(store.Downloading, d.f.Attempts)
+	d.m.notify()
+	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
+	if err != nil {
+		return "", err
+	}
+	defer stream.Close() //nolint:errcheck // what matters was read
+	image, err := url.Parse(d.f.URL)
+	if err != nil {
+		return "", err
+	}
+	if isMetalink(req.URL) {
+		return metalinkSum(stream, source.FileName(image))
+	}
+	text, err := io.ReadAll(io.LimitReader(stream, source.MaxSidecar+1))
+	if err != nil {
+		return "", err
+	}
+	if len(text) > source.MaxSidecar {
+		return "", &source.Error{Code: "checksum_file", Class: source.Permanent, Message: fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar)}
+	}
+	if sum := source.SumFor(string(text), source.FileName(image), true); sum != "" {
+		return sum, nil
+	}
+	return "", noSum(source.FileName(image))
+}
+
+// metalinkSum is the digest of the file that is called name, or of the only one.
+func metalinkSum(r io.Reader, name string) (string, error) {
+	limited := &failing{r: r}
+	files, err := source.ParseMetalink(limited)
+	if limited.err != nil {
+		return "", limited.err
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		if f.SHA256 != "" && (f.Name == name || len(files) == 1) {
+			return f.SHA256, nil
+		}
+	}
+	return "", noSum(name)
+}
+
+func noSum(name string) *source.Error {
+	return &source.Error{Code: "checksum_file", Class: source.Permanent, Message: fmt.Sprintf("It has no SHA-256 for %s, or several.", name)}
+}
+
+// noteDigest makes the digest part of the fetch, durably.
+func (d *download) noteDigest(ctx context.Context, sum string) error {
+	err := d.insist(ctx, "of a known digest", func() error {
+		_, err := d.m.cfg.Store.SetDigest(d.f.Key, sum)
+		return err
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return errCancelled
+	}
+	if err != nil {
+		return err
+	}
+	d.f.SHA256 = sum
+	d.log.Info("the checksum file has the digest", "sha256", sum)
+	return nil
+}

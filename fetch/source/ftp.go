@@ -55,6 +55,9 @@ func (c *Client) openFTP(ctx context.Context, req Request, offset int64, v Valid
 		offset = 0
 	}
 	resp, offset, err := ftpRetrieve(conn, name, offset)
+	if err == nil || !unusable(err) {
+		d.hop.answered()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +142,8 @@ func (c *Client) dialFTP(ctx context.Context, req Request, t *trust) (*ftp.Serve
 		port = map[string]string{"ftp": "21", "ftps": "990"}[u.Scheme]
 	}
 	implicit := u.Scheme == "ftps" && port == "990"
-	d := &ftpDialer{c: c, ctx: ctx, wrapControl: implicit, wrapData: u.Scheme == "ftps"}
-	d.tls = t.config(u.Hostname(), u.Hostname(), req.Credentials != nil)
+	d := &ftpDialer{c: c, ctx: ctx, wrapControl: implicit, wrapData: u.Scheme == "ftps", hop: req.Trace.begin(u)}
+	d.tls = t.config(u.Hostname(), u.Hostname(), req.Credentials != nil, d.hop)
 	// Servers demand that the data connection resumes the control connection's TLS session; a cache of its own
 	// for each control connection keeps sessions apart (jlaffaye/ftp#342).
 	d.tls.ClientSessionCache = tls.NewLRUClientSessionCache(4)
@@ -172,6 +175,7 @@ type ftpDialer struct {
 	ctx                   context.Context
 	tls                   *tls.Config
 	wrapControl, wrapData bool
+	hop                   *tracer
 	stop                  func() bool // takes back what ctx would do
 	// clock runs while we wait for replies: the idle limit does not end a server that says a little all the time.
 	clock *time.Timer
@@ -217,12 +221,14 @@ func (d *ftpDialer) dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
 	data := d.host != ""
 	d.mu.Unlock()
+	ctx := d.hop.context(d.ctx)
 	if data {
+		ctx = d.ctx
 		if err := dataPort(address); err != nil {
 			return nil, err
 		}
 	}
-	raw, err := d.c.dial(d.ctx, network, address, false)
+	raw, err := d.c.dial(ctx, network, address, false)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +243,7 @@ func (d *ftpDialer) dial(network, address string) (net.Conn, error) {
 	conn, wrap := raw, d.wrapData
 	if d.host == "" {
 		d.host, wrap = ip, d.wrapControl
-		d.control = &boundedReplies{Conn: raw}
+		d.control = &boundedReplies{Conn: &handshake{Conn: raw, h: d.hop}}
 		conn = d.control
 	}
 	if wrap {

@@ -22,7 +22,7 @@ func (c *Client) openHTTP(ctx context.Context, req Request, offset int64, v Vali
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.openSpan(ctx, req, span{offset, -1}, v, &lines{c: c, t: t})
+	s, err := c.openSpan(ctx, req, span{offset, -1}, v, &lines{c: c, t: t, trace: req.Trace})
 	if err != nil || !c.spreads(s) {
 		return s, err
 	}
@@ -104,6 +104,8 @@ type lines struct {
 	c    *Client
 	t    *trust
 	keep bool
+	// trace is for connections that are not kept; nil: nobody asks.
+	trace *Trace
 
 	mu   sync.Mutex
 	kept map[string]*http.Transport // by origin and whether credentials go there
@@ -111,6 +113,7 @@ type lines struct {
 
 // get sends one request.
 func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part span, v Validator) (*http.Response, error) {
+	hop := l.trace.begin(u)
 	proxy, err := l.c.proxy(u)
 	if err != nil {
 		return nil, &Error{Code: "proxy", Class: Human, Message: "The proxy settings of the agent are not usable for this URL.", Err: err}
@@ -120,7 +123,8 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 			return nil, err
 		}
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	hop.via(proxy)
+	r, err := http.NewRequestWithContext(hop.context(ctx), http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, malformed(err)
 	}
@@ -143,19 +147,23 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 			r.Header.Set("If-Range", v.Modified)
 		}
 	}
-	return l.transport(u, proxy, cred != nil).RoundTrip(r)
+	resp, err := l.transport(u, proxy, cred != nil, hop).RoundTrip(r)
+	if err == nil {
+		hop.response(resp)
+	}
+	return resp, err
 }
 
-func (l *lines) transport(u, proxy *url.URL, credentials bool) *http.Transport {
+func (l *lines) transport(u, proxy *url.URL, credentials bool, hop *tracer) *http.Transport {
 	if !l.keep {
-		return l.c.transport(u, proxy, credentials, l.t)
+		return l.c.transport(u, proxy, credentials, l.t, hop)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := fmt.Sprint(Origin(u), credentials)
 	tr := l.kept[key]
 	if tr == nil {
-		tr = l.c.transport(u, proxy, credentials, l.t)
+		tr = l.c.transport(u, proxy, credentials, l.t, nil)
 		tr.DisableKeepAlives, tr.MaxIdleConnsPerHost, tr.IdleConnTimeout = false, maxConnections, l.c.cfg.IdleTimeout
 		if l.kept == nil {
 			l.kept = map[string]*http.Transport{}
@@ -174,16 +182,21 @@ func (l *lines) close() {
 	}
 }
 
+// proxyAddress is host:port of a proxy.
+func proxyAddress(proxy *url.URL) string {
+	port := proxy.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080"}[proxy.Scheme]
+	}
+	return net.JoinHostPort(proxy.Hostname(), port)
+}
+
 // transport speaks HTTP/1.1 only: HTTP/2 is slower for one stream, and after a GOAWAY Go reconnects without pause
 // (golang/go#52459).
-func (c *Client) transport(u, proxy *url.URL, credentials bool, t *trust) *http.Transport {
+func (c *Client) transport(u, proxy *url.URL, credentials bool, t *trust, hop *tracer) *http.Transport {
 	proxyAddr := ""
 	if proxy != nil {
-		port := proxy.Port()
-		if port == "" {
-			port = map[string]string{"http": "80", "https": "443", "socks5": "1080"}[proxy.Scheme]
-		}
-		proxyAddr = net.JoinHostPort(proxy.Hostname(), port)
+		proxyAddr = proxyAddress(proxy)
 	}
 	tr := &http.Transport{
 		Proxy: func(*http.Request) (*url.URL, error) { return proxy, nil },
@@ -199,7 +212,7 @@ func (c *Client) transport(u, proxy *url.URL, credentials bool, t *trust) *http.
 		Protocols:              new(http.Protocols),
 	}
 	tr.Protocols.SetHTTP1(true)
-	tr.TLSClientConfig = t.config("", u.Hostname(), credentials)
+	tr.TLSClientConfig = t.config("", u.Hostname(), credentials, hop)
 	tr.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	if proxy != nil {
 		tr.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {

@@ -73,6 +73,8 @@ type Request struct {
 	// SHA256 is the digest, in lower-case hex, that the caller will compare. A server that announces another one is
 	// refused before the body moves. Without one (empty), VerifyAuto accepts no unverified server.
 	SHA256 string
+	// Trace, if not nil, is told what the attempt does before its first byte.
+	Trace *Trace `json:"-"`
 }
 
 // Validator is what a server gave to prove, later, that a file is still the same one.

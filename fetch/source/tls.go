@@ -54,8 +54,8 @@ func (t *trust) verified() *bool {
 }
 
 // config is for one server, by host name. credentials tells whether any would be sent to it. serverName is left empty
-// where net/http fills it in.
-func (t *trust) config(serverName, host string, credentials bool) *tls.Config {
+// where net/http fills it in. hop, which may be nil, is told how the server did.
+func (t *trust) config(serverName, host string, credentials bool, hop *tracer) *tls.Config {
 	return &tls.Config{
 		ServerName: serverName,
 		MinVersion: tls.VersionTLS12,
@@ -64,6 +64,7 @@ func (t *trust) config(serverName, host string, credentials bool) *tls.Config {
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			err := verifyChain(cs, host, t.roots)
 			t.spoken.Store(true)
+			hop.certified(cs, err)
 			if err == nil {
 				return nil
 			}

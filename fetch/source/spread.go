@@ -244,6 +244,23 @@ func (p *spread) run(s *segment) {
 		defer cancel()
 		s.err = p.fill(ctx, s)
 	})
+	p.count()
+}
+
+// count tells the trace how many connections are at work.
+func (p *spread) count() {
+	n := 0
+	if p.one != nil {
+		n = 1
+	}
+	for _, s := range p.queue {
+		select {
+		case <-s.done:
+		default:
+			n++
+		}
+	}
+	p.req.Trace.used(n)
 }
 
 func (p *spread) fill(ctx context.Context, s *segment) (err error) {

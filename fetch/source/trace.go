@@ -14,10 +14,11 @@ import (
 // Trace is what an attempt did before its first byte. Whoever wants to know puts one into the [Request] of one
 // [Client.Open], which fills it while it works; file URLs leave it empty. It is safe for concurrent use.
 //
-// Of a download that uses several connections only the first is traced.
+// Of a download that uses several connections only the first is traced; the others are counted.
 type Trace struct {
-	mu   sync.Mutex
-	hops []*tracer
+	mu          sync.Mutex
+	hops        []*tracer
+	connections int
 }
 
 // Hop is one server that was asked. A duration of 0 is of something that was not needed or did not come to its end.
@@ -28,8 +29,7 @@ type Hop struct {
 	Began time.Time
 	// Proxy is host:port of the proxy that was asked for it; empty: none.
 	Proxy string
-	// Address is what was connected to (the proxy, if there is one), or tried last, as ip:port; empty if it came to no
-	// connect.
+	// Address is what it is, or was last, connected to (the proxy, if there is one), as ip:port; empty before that.
 	Address string
 	// DNS is how long the name took to be resolved, Connect the TCP connect, TLS the handshake (begun at its first byte).
 	DNS, Connect, TLS time.Duration
@@ -69,6 +69,26 @@ func (t *Trace) Hops() []Hop {
 		hops[i] = h.hop
 	}
 	return hops
+}
+
+// Connections is how many a download used at most at a time.
+func (t *Trace) Connections() int {
+	if t == nil {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.connections
+}
+
+// used notes that there are n connections. A nil Trace takes no notice.
+func (t *Trace) used(n int) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.connections = max(t.connections, n)
 }
 
 // begin adds a hop. A nil Trace gives a nil tracer.
@@ -113,10 +133,13 @@ func (h *tracer) context(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		DNSStart: func(httptrace.DNSStartInfo) { h.note(func(now time.Time) { h.resolving = now }) },
 		DNSDone:  func(httptrace.DNSDoneInfo) { h.note(func(now time.Time) { h.hop.DNS = now.Sub(h.resolving) }) },
-		ConnectStart: func(string, string) {
+		ConnectStart: func(_, address string) {
 			h.note(func(now time.Time) {
 				if h.connecting.IsZero() { // there may be several at a time, one for each address
 					h.connecting = now
+				}
+				if !h.connected {
+					h.hop.Address = address
 				}
 			})
 		},
@@ -125,9 +148,10 @@ func (h *tracer) context(ctx context.Context) context.Context {
 				if h.connected {
 					return
 				}
-				h.hop.Address, h.connected = address, err == nil
+				h.hop.Address = address
 				if err == nil {
-					h.hop.Connect, h.ready = now.Sub(h.connecting), now
+					h.hop.Connect, h.ready, h.connected = now.Sub(h.connecting), now, true
+					h.trace.connections = max(h.trace.connections, 1)
 				}
 			})
 		},

@@ -95,6 +95,9 @@ func TestTraceRedirect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := trace.Connections(); n != 1 {
+		t.Errorf("%d connections at a time", n)
+	}
 	wantHops(t, trace,
 		hop{URL: strings.Replace(a.URL, "127.0.0.1", "localhost", 1) + "/x.iso?…", Address: a.Addr, DNS: true, Connect: true, FirstByte: true,
 			Status: 302, Header: source.Header{}},
@@ -256,6 +259,9 @@ func TestTraceSpread(t *testing.T) {
 	}
 	if got := hops(t, trace); len(got) != 1 || got[0].Header.Length != img.Size() {
 		t.Errorf("got %+v", got)
+	}
+	if n := int64(trace.Connections()); n < 2 || n > 4 {
+		t.Errorf("%d connections", n)
 	}
 }
 

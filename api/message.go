@@ -86,6 +86,8 @@ type FetchBody struct {
 	NextAttemptTime *string `json:"next_attempt_time"`
 	// RetryReason is one sentence on what the last attempt ended with; null unless the phase is waiting.
 	RetryReason *string `json:"retry_reason"`
+	// ErrorDetails is what Error is about, while waiting what RetryReason is about; null otherwise.
+	ErrorDetails *Fault `json:"error_details"`
 	// Deduplicated tells that the slot had the image already, so that nothing was downloaded.
 	Deduplicated bool `json:"deduplicated"`
 	// Phase is downloading, waiting, verifying or installing; null unless in-progress.
@@ -106,6 +108,18 @@ type FetchBody struct {
 	RateLimit *int64 `json:"rate_limit"`
 	// ChecksumURL is where the SHA-256 was to be read from; null if the request had it.
 	ChecksumURL *string `json:"checksum_url"`
+}
+
+// Fault is what kind of failure an error of a fetch is. The code decides the rest.
+type Fault struct {
+	// Code is a row of docs/errors.md, or a number of which it has the hundred: http_418 is http_4xx.
+	Code string `json:"code"`
+	// Class is temporary, human or permanent.
+	Class string `json:"class"`
+	// Remedy is what an admin can do; empty where nothing but waiting helps.
+	Remedy string `json:"remedy"`
+	// Doc is the row, as a file and an anchor.
+	Doc string `json:"doc"`
 }
 
 // FetchList is the whole queue, oldest first, not paged.

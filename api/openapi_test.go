@@ -138,6 +138,7 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.LoginMethod]():   {"LoginMethod"},
 	reflect.TypeFor[api.ErrorReply]():    {"ErrorReply"},
 	reflect.TypeFor[api.ErrorBody]():     {"ErrorBody"},
+	reflect.TypeFor[api.Fault]():         {"Fault"},
 }
 
 // TestShapesAreDescribed holds message.go and the schemas against each other, key by key.

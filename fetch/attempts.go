@@ -57,8 +57,7 @@ func (d *download) plan() error {
 func (d *download) secrets() (Secrets, error) {
 	s, err := unseal(d.m.cfg.SealKey, d.f.Key, d.f.Secrets)
 	if err != nil {
-		return s, &source.Error{Code: "credentials", Class: source.Human, Err: err,
-			Message: "The stored credentials cannot be read: the agent's key has changed. Start the fetch again."}
+		return s, source.NewError("credentials", "The stored credentials cannot be read: the agent's key has changed.", err)
 	}
 	return s, nil
 }
@@ -132,7 +131,7 @@ func (d *download) attempts(ctx context.Context) error {
 			i = next
 		}
 		if wrapped && !c.gone {
-			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter), e.Message); err != nil {
+			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter), e); err != nil {
 				return err
 			}
 		}
@@ -156,8 +155,7 @@ func (d *download) spent() error {
 	if f := d.m.cfg.MaxTraffic; size == 0 || f < 0 || float64(got) <= f*float64(size)+minProgress {
 		return nil
 	}
-	return &source.Error{Code: "traffic", Class: source.Human,
-		Message: fmt.Sprintf("%d bytes were received for an image of %d bytes, without getting it (fetch.max_traffic).", got, size)}
+	return source.NewError("traffic", fmt.Sprintf("%d bytes were received for an image of %d bytes, without getting it (fetch.max_traffic).", got, size), nil)
 }
 
 // next is the candidate after i that has not failed for good; wrapped tells that it does not come later in the list.
@@ -170,12 +168,11 @@ func (d *download) next(i int) (next int, wrapped, ok bool) {
 	return 0, false, false
 }
 
-func (d *download) wait(ctx context.Context, delay time.Duration, reason string) error {
+func (d *download) wait(ctx context.Context, delay time.Duration, why *source.Error) error {
+	d.fl.progress.pause(delay, why)
 	if err := d.phase(store.Waiting); err != nil {
 		return err
 	}
-	d.fl.progress.pause(delay, reason)
-	d.m.notify()
 	d.log.Info("waiting to retry", "delay", delay.Round(time.Millisecond).String())
 	d.m.pause(ctx, delay)
 	if ctx.Err() != nil {

@@ -23,7 +23,8 @@ func TestDeadline(t *testing.T) {
 	server := fetchtest.NewHTTP(t, nil)
 	key := b.enqueue(server.Handle("/a.iso", stall.Serve), img.SHA256())
 	f := b.until(key, final)
-	if f.Status != store.Failed || f.ErrorCode != "deadline" || f.Error != "The fetch was not complete within 300ms (fetch.deadline)." {
+	if f.Status != store.Failed || f.ErrorCode != "deadline" || f.Error != "The fetch was not complete within 300ms (fetch.deadline). "+
+		"Use another server or a mirror, or raise fetch.deadline in the agent's configuration, and start again." {
 		t.Errorf("it is %s: %s %s", f.Status, f.ErrorCode, f.Error)
 	}
 	b.noPartials()

@@ -73,8 +73,8 @@ func (d *download) bring(ctx context.Context) (err error) {
 		if d.f.EligibleAt.After(began) {
 			began = d.f.EligibleAt // after a pause, or when its window has opened
 		}
-		ctx, stop = context.WithTimeoutCause(ctx, began.Add(limit).Sub(d.m.cfg.Now()), &source.Error{Code: "deadline", Class: source.Human,
-			Message: fmt.Sprintf("The fetch was not complete within %s (fetch.deadline).", limit)})
+		ctx, stop = context.WithTimeoutCause(ctx, began.Add(limit).Sub(d.m.cfg.Now()), source.NewError("deadline",
+			fmt.Sprintf("The fetch was not complete within %s (fetch.deadline).", limit), nil))
 		defer stop()
 	}
 	if err := d.resolve(ctx); err != nil {

@@ -26,8 +26,7 @@ func (d *download) install(ctx context.Context) error {
 		Size: d.w.Offset(), FetchedAt: d.m.cfg.Now()}
 	m.VolumeID, m.Version, m.ISO, err = d.w.Inspect(m.Name)
 	if errors.Is(err, slots.ErrNotISO) {
-		return &source.Error{Code: "not_iso", Class: source.Permanent, Err: err,
-			Message: "The image is no ISO 9660 file system, which this box requires (slots.require_iso)."}
+		return source.NewError("not_iso", "The image is no ISO 9660 file system, which this box requires (slots.require_iso).", err)
 	}
 	if err != nil {
 		return errWrite{err}
@@ -162,7 +161,7 @@ func (d *download) fail(err error) {
 	}
 	d.log.Error("fetch failed", attrs...)
 	if !d.record("failed", func() error {
-		_, err := d.m.cfg.Store.Fail(d.f.Key, e.Code, e.Message, downloaded, total, tls)
+		_, err := d.m.cfg.Store.Fail(d.f.Key, e.Code, e.Error(), downloaded, total, tls)
 		return err
 	}) {
 		d.cancelled()
@@ -227,42 +226,29 @@ func (d *download) explain(err error) *source.Error {
 	case errors.As(err, &e):
 		return e
 	case errors.As(err, &space):
-		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: fmt.Sprintf(
-			"Not enough space: needs %d bytes, %d are free beside the reserve. Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again.",
-			space.Needed, space.Free)}
+		return source.NewError("space", fmt.Sprintf("Not enough space: needs %d bytes, %d are free beside the reserve.", space.Needed, space.Free), err)
 	case isWrite(err) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):
-		return &source.Error{Code: "space", Class: source.Human, Err: err, Message: "Not enough space: the disk is full, or has no room for another file. " +
-			"Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again."}
+		return source.NewError("space", "Not enough space: the disk is full, or has no room for another file.", err)
 	case isWrite(err) && slots.ReadOnly(err):
-		return &source.Error{Code: "read_only", Class: source.Human, Err: err,
-			Message: "The slots directory cannot be written: it is read-only, or belongs to another user. Make it writable and start again."}
+		return source.NewError("read_only", "The slots directory cannot be written: it is read-only, or belongs to another user.", err)
 	case isWrite(err):
-		return &source.Error{Code: "disk", Class: source.Human, Err: err,
-			Message: "The image could not be written to the disk. Check the disk and the slots directory; the agent's journal has the details."}
+		return source.NewError("disk", "The image could not be written to the disk.", err)
 	}
-	return &source.Error{Code: "internal", Class: source.Human, Err: err, Message: "An internal error ended the fetch. The agent's journal has the details."}
+	return source.NewError("internal", "An internal error ended the fetch.", err)
 }
 
 func (d *download) reserveError(err error) error {
-	e := &source.Error{Class: source.Human, Err: err}
 	switch {
 	case errors.Is(err, slots.ErrNoEmpty):
-		e.Code = "no_slot"
-		e.Message = fmt.Sprintf("No empty firmware slot: all %d are occupied. Delete one with DELETE /api/firmware/slots/<slot_id> and start again.", d.m.cfg.Slots.Count())
+		return source.NewError("no_slot", fmt.Sprintf("No empty firmware slot: all %d are occupied.", d.m.cfg.Slots.Count()), err)
 	case errors.Is(err, slots.ErrOccupied):
-		e.Code = "slot_occupied"
-		e.Message = fmt.Sprintf("Slot %d is occupied. Delete it or leave out slot_id.", *d.f.WantSlot)
+		return source.NewError("slot_occupied", fmt.Sprintf("Slot %d is occupied.", *d.f.WantSlot), err)
 	case errors.Is(err, slots.ErrProtected):
-		e.Code = "slot_protected"
-		e.Message = fmt.Sprintf("Slot %d is the one that runs or boots next. Choose another or leave out slot_id.", *d.f.WantSlot)
+		return source.NewError("slot_protected", fmt.Sprintf("Slot %d is the one that runs or boots next.", *d.f.WantSlot), err)
 	case errors.Is(err, slots.ErrBoot):
-		e.Code = "boot"
-		e.Message = "It is not known which slots must be kept: boot.json in the slots directory cannot be read. Repair or remove it and start again."
+		return source.NewError("boot", "It is not known which slots must be kept: boot.json in the slots directory cannot be read.", err)
 	case errors.Is(err, slots.ErrUnknown):
-		e.Code = "slot_unknown"
-		e.Message = fmt.Sprintf("Slot %d is not configured on this box. Choose another or leave out slot_id.", *d.f.WantSlot)
-	default:
-		return errWrite{err}
+		return source.NewError("slot_unknown", fmt.Sprintf("Slot %d is not configured on this box.", *d.f.WantSlot), err)
 	}
-	return e
+	return errWrite{err}
 }

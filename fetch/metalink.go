@@ -47,7 +47,7 @@ func (d *download) expand(ctx context.Context, i int) error {
 		k = 0
 	}
 	if k < 0 {
-		return &source.Error{Code: "metalink", Class: source.Permanent, Message: "The Metalink lists no file with the SHA-256 that was asked for."}
+		return source.NewError("metalink", "The Metalink lists no file with the SHA-256 that was asked for.", nil)
 	}
 	var found []candidate
 	for _, raw := range files[k].URLs {
@@ -63,7 +63,7 @@ func (d *download) expand(ctx context.Context, i int) error {
 		found = append(found, place)
 	}
 	if len(found) == 0 {
-		return &source.Error{Code: "metalink", Class: source.Permanent, Message: "The Metalink lists no place that can be used: http, https, ftp or ftps."}
+		return source.NewError("metalink", "The Metalink lists no place that can be used: http, https, ftp or ftps.", nil)
 	}
 	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
 	d.log.Info("the Metalink lists places of the image", "places", len(found))

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"slotfetch/fetch/source"
 	"slotfetch/store"
 )
 
@@ -21,8 +22,9 @@ type progress struct {
 	total       int64 // 0: unknown
 	tlsVerified *bool
 	resumedFrom int64
-	next        time.Time // when the next attempt comes; zero unless waiting
-	reason      string    // why there has to be one; empty unless waiting
+	next        time.Time // of the last pause: when the next attempt comes,
+	reason      string    // why there has to be one,
+	code        string    // and the code of that error
 	samples     []sample  // oldest first, spanning about rateSpan
 	alive       time.Time // the last sign of life
 }
@@ -88,17 +90,17 @@ func (p *progress) silent() time.Duration {
 func (p *progress) set(phase store.Phase, attempts int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.phase, p.attempts, p.alive, p.next, p.reason = phase, attempts, p.now(), time.Time{}, ""
+	p.phase, p.attempts, p.alive = phase, attempts, p.now()
 	if phase != store.Downloading {
 		p.samples = nil
 	}
 }
 
-// pause notes that the fetch waits for d, and why.
-func (p *progress) pause(d time.Duration, reason string) {
+// pause notes, before the phase is waiting, for how long it will be, and the error because of which.
+func (p *progress) pause(d time.Duration, why *source.Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.next, p.reason = p.now().Add(d), reason
+	p.next, p.reason, p.code = p.now().Add(d), why.Error(), why.Code
 }
 
 // counts are the bytes so far and the total, 0 if unknown.
@@ -108,12 +110,15 @@ func (p *progress) counts() (downloaded, total int64, tlsVerified *bool) {
 	return p.downloaded, p.total, p.tlsVerified
 }
 
-// overlay puts what is live over the row f.
+// overlay puts what is live over the row f. A fetch that waits gets the code of the error because of which it does.
 func (p *progress) overlay(f store.Fetch) store.Fetch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.BytesDownloaded, f.BytesTotal = p.downloaded, p.total
-	f.Attempts, f.ResumedFrom, f.NextAttempt, f.RetryReason = max(f.Attempts, p.attempts), p.resumedFrom, p.next, p.reason
+	f.Attempts, f.ResumedFrom = max(f.Attempts, p.attempts), p.resumedFrom
+	if p.phase == store.Waiting {
+		f.NextAttempt, f.RetryReason, f.ErrorCode = p.next, p.reason, p.code
+	}
 	if p.tlsVerified != nil {
 		f.TLSVerified = p.tlsVerified
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"slotfetch/api"
+	"slotfetch/fetch/source"
 	"slotfetch/store"
 )
 
@@ -239,6 +240,10 @@ func (m *Manager) document(f store.Fetch, parent string, places map[int64]int) a
 	}
 	if f.Status == store.Failed {
 		b.Error = &f.Error
+	}
+	if f.Status == store.Failed || f.ErrorCode != "" { // or it waits
+		fault := source.FaultOf(f.ErrorCode)
+		b.ErrorDetails = &api.Fault{Code: f.ErrorCode, Class: fault.Class.String(), Remedy: fault.Remedy, Doc: fault.Doc()}
 	}
 	if f.Status == store.InProgress {
 		phase := string(f.Phase)

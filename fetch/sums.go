@@ -36,12 +36,13 @@ func (d *download) resolve(ctx context.Context) error {
 		if !errors.As(err, &e) {
 			return err
 		}
-		e = &source.Error{Code: e.Code, Class: e.Class, RetryAfter: e.RetryAfter, Err: e, Message: "The checksum file could not be used: " + e.Message}
+		why := *e
+		why.Message = "The checksum file could not be used: " + e.Message
 		d.log.Warn("cannot read the checksum file", "url", source.Redact(req.URL), "code", e.Code, "class", e.Class.String(), "err", e)
 		if e.Class != source.Temporary || round >= d.m.cfg.Retry.Rounds {
-			return e
+			return &why
 		}
-		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, e.RetryAfter), e.Message); err != nil {
+		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, e.RetryAfter), &why); err != nil {
 			return err
 		}
 	}
@@ -86,7 +87,7 @@ func (d *download) readSum(ctx context.Context, req source.Request) (string, err
 		return "", err
 	}
 	if len(text) > source.MaxSidecar {
-		return "", &source.Error{Code: "checksum_file", Class: source.Permanent, Message: fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar)}
+		return "", source.NewError("checksum_file", fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar), nil)
 	}
 	if sum := source.SumFor(string(text), source.FileName(image), true); sum != "" {
 		return sum, nil
@@ -113,7 +114,7 @@ func metalinkSum(r io.Reader, name string) (string, error) {
 }
 
 func noSum(name string) *source.Error {
-	return &source.Error{Code: "checksum_file", Class: source.Permanent, Message: fmt.Sprintf("It has no SHA-256 for %s, or several.", name)}
+	return source.NewError("checksum_file", fmt.Sprintf("It has no SHA-256 for %s, or several.", name), nil)
 }
 
 // noteDigest makes the digest part of the fetch, durably.

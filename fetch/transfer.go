@@ -83,7 +83,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 	cerr := stream.Close()
 	switch {
 	case err == nil && total >= 0 && d.w.Offset() < total:
-		err = &source.Error{Code: "broken", Class: source.Temporary}
+		err = source.NewError("broken", "The connection broke.", nil)
 	case err == nil && cerr != nil && (total < 0 || d.w.Offset() != total):
 		err = cerr // with all bytes there, the digest has the last word
 	}
@@ -126,7 +126,7 @@ func (d *download) describe(err error, total int64) error {
 	if total >= 0 {
 		of = fmt.Sprintf(" of %d", total)
 	}
-	return &source.Error{Code: e.Code, Class: e.Class, Err: e.Err, Message: fmt.Sprintf("%s after %d%s bytes.", what, d.w.Offset(), of)}
+	return source.NewError(e.Code, fmt.Sprintf("%s after %d%s bytes.", what, d.w.Offset(), of), e.Err)
 }
 
 // receive counts n bytes that came from a source.
@@ -227,8 +227,7 @@ func (d *download) verify(ctx context.Context) error {
 }
 
 func mismatch(name, want, got string) *source.Error {
-	return &source.Error{Code: "digest", Class: source.Permanent,
-		Message: fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got)}
+	return source.NewError("digest", fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got), nil)
 }
 
 func (d *download) looksLikeHTML() bool {

@@ -63,6 +63,7 @@ body:
   resumed_from: 0
   next_attempt_time: null
   retry_reason: null
+  error_details: null
   deduplicated: false
   phase: null
 meta:

@@ -291,13 +291,13 @@ func queued(t *testing.T) {
 	r := c.do(t, "GET", c.fetch(t, slow, small.SHA256()), "").want(t, 200)
 	r.is(t, "body.status", "queued", "body.bytes_downloaded", 0, "body.bytes_total", 0, "body.attempts", 0, "body.url", slow, "body.sha256", small.SHA256())
 	for _, key := range []string{"info", "error", "slot_id", "start_time", "end_time", "phase", "bytes_per_second", "eta_seconds", "tls_verified",
-		"next_attempt_time", "retry_reason"} {
+		"next_attempt_time", "retry_reason", "error_details"} {
 		if v, ok := r.keys("body")[key]; !ok || v != nil {
 			t.Errorf("%s should be there and null: %s", key, r.raw)
 		}
 	}
-	if n := len(r.keys("body")); n != 19 { // the 15 of the contract, and four more
-		t.Errorf("%d keys, want 19: %s", n, r.raw)
+	if n := len(r.keys("body")); n != 20 { // the 15 of the contract, and five more
+		t.Errorf("%d keys, want 20: %s", n, r.raw)
 	}
 }
 
@@ -344,7 +344,8 @@ func wrongDigest(t *testing.T) {
 	a := startAgent(t, "")
 	c := a.loginAdmin(t)
 	wrong := strings.Repeat("ab", 32)
-	r := c.awaitStatus(t, c.fetch(t, serveSmall(t), wrong), "failed").is(t, "body.info", "Firmware fetching failed", "body.slot_id", nil)
+	r := c.awaitStatus(t, c.fetch(t, serveSmall(t), wrong), "failed").is(t, "body.info", "Firmware fetching failed", "body.slot_id", nil,
+		"body.error_details.code", "digest", "body.error_details.class", "permanent", "body.error_details.doc", "errors.md#digest")
 	if e := r.str("body.error"); !strings.Contains(e, wrong) || !strings.Contains(e, small.SHA256()) {
 		t.Errorf("error %q does not name both digests", e)
 	}
@@ -360,8 +361,10 @@ func retry(t *testing.T) {
 	c := startAgent(t, "").loginAdmin(t)
 	url := fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Sequence(fetchtest.Status(503, "Retry-After: 1"), fetchtest.Whole(small).Serve))
 	job := c.fetch(t, url, small.SHA256())
-	c.awaitPhase(t, job, "waiting").is(t, "body.status", "in-progress", "body.info", "Waiting to retry", "body.error", nil)
-	c.awaitStatus(t, job, "finished").is(t, "body.attempts", 2, "body.error", nil)
+	c.awaitPhase(t, job, "waiting").is(t, "body.status", "in-progress", "body.info", "Waiting to retry", "body.error", nil,
+		"body.retry_reason", "The server answered 503 Service Unavailable for "+url+".",
+		"body.error_details", map[string]any{"code": "http_503", "class": "temporary", "remedy": "", "doc": "errors.md#http_5xx"})
+	c.awaitStatus(t, job, "finished").is(t, "body.attempts", 2, "body.error", nil, "body.error_details", nil)
 }
 
 func meta(t *testing.T) {
@@ -382,9 +385,9 @@ func slotChoice(t *testing.T) {
 	for range 6 {
 		last = c.fetch(t, url, small.SHA256())
 	}
-	if e := c.awaitStatus(t, last, "failed").str("body.error"); !strings.Contains(e, "DELETE /api/firmware/slots") {
-		t.Errorf("error of a full box: %q", e)
-	}
+	const remedy = "Delete one with DELETE /api/firmware/slots/<slot_id> and start again."
+	c.awaitStatus(t, last, "failed").is(t, "body.error", "No empty firmware slot: all 5 are occupied. "+remedy,
+		"body.error_details", map[string]any{"code": "no_slot", "class": "human", "remedy": remedy, "doc": "errors.md#no_slot"})
 	for _, slot := range []string{"2", "4"} {
 		c.do(t, "DELETE", slotsPath+"/"+slot, "").want(t, 200)
 	}

@@ -33,10 +33,10 @@ func TestEnd(t *testing.T) {
 		{"a whole part", part("8000\r\n" + string(half) + "\r\n0\r\n\r\n"), 32 * kib, 0, outcome{Bytes: 32 * kib, Offset: 32 * kib, Head: true, Whole: true}},
 		{"as large as allowed", fetchtest.Whole(image).Serve, 0, 64 * kib, good(image)},
 		{"larger than allowed", fetchtest.Whole(image).Serve, 0, 64*kib - 1,
-			failure(source.Human, "too_large", "The image has 65536 bytes; fetch.max_size allows 65535. Raise it in the agent's configuration if it should.")},
+			failure(source.Human, "too_large", "The image has 65536 bytes; fetch.max_size allows 65535. Raise fetch.max_size in the agent's configuration if it should be allowed.")},
 		{"of unknown length, as large as allowed", fetchtest.File{Image: image, Chunked: true}.Serve, 0, 64 * kib, good(image)},
 		{"of unknown length, larger than allowed", fetchtest.Flood("HTTP/1.0 200 OK\r\n\r\n"+string(image.Bytes()), "more"), 0, 64 * kib,
-			after(64*kib, failure(source.Human, "too_large", "The image has more bytes; fetch.max_size allows 65536. Raise it in the agent's configuration if it should."))},
+			after(64*kib, failure(source.Human, "too_large", "The image has more bytes; fetch.max_size allows 65536. Raise fetch.max_size in the agent's configuration if it should be allowed."))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := patient()

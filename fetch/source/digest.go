@@ -18,8 +18,7 @@ func checkDigest(h http.Header, want string) error {
 	if want == "" || got == "" || got == want {
 		return nil
 	}
-	return &Error{Code: "digest", Class: Permanent,
-		Message: fmt.Sprintf("The server says that the file's SHA-256 is %s, not %s. Nothing was downloaded.", got, want)}
+	return NewError("digest", fmt.Sprintf("The server says that the file's SHA-256 is %s, not %s. Nothing was downloaded.", got, want), nil)
 }
 
 // announcedSHA256 is the digest of the whole file by the server's headers, in hex; empty if it says nothing that can be

@@ -65,15 +65,12 @@ func plain(list []netip.Prefix) ([]netip.Prefix, error) {
 }
 
 func egressError(a string) *Error {
-	return &Error{Code: "egress", Class: Human,
-		Message: fmt.Sprintf("The address %s is not allowed by egress policy. "+
-			"If it should be, add it to egress.allow in the agent's configuration and restart the agent.", a)}
+	return NewError("egress", fmt.Sprintf("The address %s is not allowed by egress policy.", a), nil)
 }
 
 // deniedError is for what egress.deny has, where egress.allow does not help.
 func deniedError(a string) *Error {
-	return &Error{Code: "egress", Class: Human,
-		Message: fmt.Sprintf("The address %s is forbidden by egress.deny in the agent's configuration.", a)}
+	return NewError("egress_deny", fmt.Sprintf("The address %s is forbidden by egress.deny in the agent's configuration.", a), nil)
 }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {

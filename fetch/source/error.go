@@ -28,7 +28,7 @@ const (
 	Permanent
 )
 
-// String gives the class as it appears in logs.
+// String gives the class as it is on the wire, in logs and in metrics.
 func (c Class) String() string {
 	switch c {
 	case Temporary:
@@ -41,13 +41,13 @@ func (c Class) String() string {
 	return fmt.Sprintf("class %d", int(c))
 }
 
-// Error is why an attempt failed.
+// Error is why an attempt failed. [NewError] makes one.
 type Error struct {
-	// Code is stable, for scripts and logs.
+	// Code is a row of the table in faults.go, or belongs to one of its families.
 	Code  string
 	Class Class
-	// Message is one or two sentences for the admin: what happened and, where there is one, the remedy. It holds
-	// no secret, no Go error chain and no path of the box.
+	// Message is one or two sentences for the admin: what happened. It holds no secret, no Go error chain and no path
+	// of the box. What can be done about it is the Remedy.
 	Message string
 	// RetryAfter is the server's wish, at most ten minutes; 0 if it had none.
 	RetryAfter time.Duration
@@ -55,13 +55,28 @@ type Error struct {
 	Err error
 }
 
-func (e *Error) Error() string { return e.Message }
+// NewError is an Error of the class that the table gives to code.
+func NewError(code, message string, cause error) *Error {
+	return &Error{Code: code, Class: FaultOf(code).Class, Message: message, Err: cause}
+}
+
+// Error is what a user reads: the message, and the remedy where somebody can do something. Of a permanent fault it is
+// the message alone: this server does not deliver, and the remedy, to look for another, is advice.
+func (e *Error) Error() string {
+	if remedy := e.Remedy(); remedy != "" && e.Class != Permanent {
+		return e.Message + " " + remedy
+	}
+	return e.Message
+}
+
+// Remedy is what the table says can be done, by the code alone; empty if nothing but waiting helps.
+func (e *Error) Remedy() string { return FaultOf(e.Code).Remedy }
 
 // Unwrap gives the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 func malformed(err error) *Error {
-	return &Error{Code: "malformed_answer", Class: Permanent, Message: "The server sent a malformed answer.", Err: err}
+	return NewError("malformed_answer", "The server sent a malformed answer.", err)
 }
 
 // PanicError is the cause of an Error when what reads foreign bytes panicked.
@@ -81,8 +96,7 @@ func caught(err *error) {
 }
 
 func schemeError(scheme string) *Error {
-	return &Error{Code: "scheme", Class: Permanent,
-		Message: fmt.Sprintf("The scheme %q is not supported: use http, https, ftp, ftps or file.", scheme)}
+	return NewError("scheme", fmt.Sprintf("The scheme %q is not supported: use http, https, ftp, ftps or file.", scheme), nil)
 }
 
 // classify turns whatever net, tls, http and ftp return into an Error. The order matters: the more specific
@@ -108,7 +122,7 @@ func classify(err error) error {
 	if e := classifyHTTP(err); e != nil {
 		return e
 	}
-	return &Error{Code: "connection", Class: Temporary, Message: "The connection to the server failed.", Err: err}
+	return NewError("connection", "The connection to the server failed.", err)
 }
 
 func classifyTLS(err error) *Error {
@@ -116,18 +130,18 @@ func classifyTLS(err error) *Error {
 	var alert tls.AlertError
 	switch {
 	case errors.As(err, &record):
-		return &Error{Code: "no_tls", Class: Human, Message: "The server does not speak TLS on this port.", Err: err}
+		return NewError("no_tls", "The server does not speak TLS on this port.", err)
 	case errors.As(err, &alert) && alert == 120, strings.Contains(err.Error(), "server selected unadvertised ALPN"),
 		strings.Contains(err.Error(), "tls: no application protocol"),
 		strings.Contains(err.Error(), `malformed HTTP response "\x00\x00`): // a frame
-		return &Error{Code: "only_http2", Class: Permanent, Message: "The server speaks only HTTP/2.", Err: err}
+		return NewError("only_http2", "The server speaks only HTTP/2.", err)
 	case errors.As(err, &alert) && alert == 70, strings.Contains(err.Error(), "tls: server selected unsupported protocol version"),
 		strings.Contains(err.Error(), "tls: protocol version not supported"):
-		return &Error{Code: "tls_version", Class: Human, Message: "The server offers no TLS newer than 1.1.", Err: err}
+		return NewError("tls_version", "The server offers no TLS newer than 1.1.", err)
 	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
-		return &Error{Code: "tls", Class: Human, Message: "The server refused the TLS handshake.", Err: err}
+		return NewError("tls", "The server refused the TLS handshake.", err)
 	case strings.Contains(err.Error(), "TLS handshake timeout"):
-		return &Error{Code: "tls_timeout", Class: Temporary, Message: "The server did not complete the TLS handshake in time.", Err: err}
+		return NewError("tls_timeout", "The server did not complete the TLS handshake in time.", err)
 	}
 	return nil
 }
@@ -138,19 +152,19 @@ func classifyNet(err error) *Error {
 	switch {
 	case errors.As(err, &dns):
 		// A name that does not exist today may exist when the resolver is back: temporary (contract section 5.1).
-		return &Error{Code: "dns", Class: Temporary, Message: fmt.Sprintf("The name %s could not be resolved. Check the URL and the resolver.", dns.Name), Err: err}
+		return NewError("dns", fmt.Sprintf("The name %s could not be resolved.", dns.Name), err)
 	case errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
-		return &Error{Code: "stalled", Class: Temporary, Message: "The server sent no data in time.", Err: err}
+		return NewError("stalled", "The server sent no data in time.", err)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &Error{Code: "refused", Class: Temporary, Message: "The server refused the connection.", Err: err}
+		return NewError("refused", "The server refused the connection.", err)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return &Error{Code: "unreachable", Class: Temporary, Message: "The server cannot be reached from this box.", Err: err}
+		return NewError("unreachable", "The server cannot be reached from this box.", err)
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return &Error{Code: "descriptors", Class: Temporary, Message: "The box ran out of file descriptors.", Err: err}
+		return NewError("descriptors", "The box ran out of file descriptors.", err)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
-		return &Error{Code: "broken", Class: Temporary, Message: "The connection broke.", Err: err}
+		return NewError("broken", "The connection broke.", err)
 	case errors.As(err, &op) && op.Op == "dial":
-		return &Error{Code: "connect", Class: Temporary, Message: "The connection to the server failed.", Err: err}
+		return NewError("connect", "The connection to the server failed.", err)
 	}
 	return nil
 }

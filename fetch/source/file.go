@@ -33,7 +33,7 @@ func (c *Client) root(u *url.URL) (dir, rel string, ok bool) {
 func (c *Client) openFile(u *url.URL, offset int64, v Validator) (*Stream, error) {
 	dir, rel, ok := c.root(u)
 	if !ok {
-		return nil, &Error{Code: "file_root", Class: Human, Message: "The file lies below no configured root. Add one to fetch.file_roots, or move the file."}
+		return nil, NewError("file_root", "The file lies below no configured root.", nil)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -47,7 +47,7 @@ func (c *Client) openFile(u *url.URL, offset int64, v Validator) (*Stream, error
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = &Error{Code: "file_type", Class: Human, Message: "The file is not a regular file."}
+		err = NewError("file_type", "The file is not a regular file.", nil)
 	}
 	if err != nil {
 		f.Close()
@@ -78,9 +78,9 @@ func fileError(err error) error {
 	case errors.As(err, &own):
 		return own
 	case errors.Is(err, fs.ErrNotExist):
-		return &Error{Code: "file_missing", Class: Permanent, Message: "No such file.", Err: err}
+		return NewError("file_missing", "No such file.", err)
 	case errors.Is(err, fs.ErrPermission):
-		return &Error{Code: "file_permission", Class: Human, Message: "The agent may not read the file. Give its user (slotfetch) read access.", Err: err}
+		return NewError("file_permission", "The agent may not read the file.", err)
 	}
-	return &Error{Code: "file", Class: Human, Message: "The file cannot be opened below its root.", Err: err}
+	return NewError("file", "The file cannot be opened below its root.", err)
 }

@@ -39,8 +39,8 @@ func TestFile(t *testing.T) {
 	must(syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644))
 	must(syscall.Mkfifo(filepath.Join(root, "dir", "fifo"), 0o644))
 
-	escaped := failure(source.Human, "file", "The file cannot be opened below its root.")
-	irregular := failure(source.Human, "file_type", "The file is not a regular file.")
+	escaped := failure(source.Human, "file", "The file cannot be opened below its root. Move the file, not a link to it, below its root.")
+	irregular := failure(source.Human, "file_type", "The file is not a regular file. Check the URL.")
 	missing := failure(source.Permanent, "file_missing", "No such file.")
 	noRoot := failure(source.Human, "file_root", "The file lies below no configured root. Add one to fetch.file_roots, or move the file.")
 	for _, tc := range []struct {

@@ -122,12 +122,12 @@ func ftpPath(u *url.URL) (string, error) {
 	name := strings.TrimPrefix(u.Path, "/")
 	if i := strings.LastIndex(name, ";type="); i >= 0 {
 		if t := name[i+len(";type="):]; t != "i" && t != "I" {
-			return "", &Error{Code: "ftp_type", Class: Permanent, Message: "Images are fetched in binary: leave out ;type= or use ;type=i."}
+			return "", NewError("ftp_type", "Images are fetched in binary: leave out ;type= or use ;type=i.", nil)
 		}
 		name = name[:i]
 	}
 	if name == "" || strings.HasSuffix(name, "/") {
-		return "", &Error{Code: "no_file", Class: Permanent, Message: "The URL names no file."}
+		return "", NewError("no_file", "The URL names no file.", nil)
 	}
 	return name, nil
 }
@@ -162,7 +162,7 @@ func (c *Client) dialFTP(ctx context.Context, req Request, t *trust) (*ftp.Serve
 		d.release()
 		var reply *textproto.Error
 		if u.Scheme == "ftps" && errors.As(err, &reply) && reply.Code >= 500 {
-			err = &Error{Code: "no_tls", Class: Human, Message: "The FTP server offers no TLS. Use another server, or an ftp URL if clear text is acceptable.", Err: err}
+			err = NewError("ftp_tls", "The FTP server offers no TLS.", err)
 		}
 		return nil, nil, d.explain(err)
 	}
@@ -210,7 +210,7 @@ func (d *ftpDialer) explain(err error) error {
 	case err == nil:
 		return nil
 	case d.slow:
-		return &Error{Code: "stalled", Class: Temporary, Message: "The server sent no data in time.", Err: err}
+		return NewError("stalled", "The server sent no data in time.", err)
 	case errors.As(err, &protocol) && d.control != nil && d.control.lost():
 		return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err) // half a line
 	}
@@ -237,7 +237,7 @@ func (d *ftpDialer) dial(network, address string) (net.Conn, error) {
 	defer d.mu.Unlock()
 	if err != nil || d.closed || d.host != "" && ip != d.host {
 		raw.Close()
-		return nil, &Error{Code: "ftp_data", Class: Permanent, Message: "The FTP server named another host for the data connection, which is refused."}
+		return nil, NewError("ftp_data", "The FTP server named another host for the data connection, which is refused.", nil)
 	}
 	d.conns = append(d.conns, raw)
 	conn, wrap := raw, d.wrapData
@@ -273,7 +273,7 @@ func dataPort(address string) error {
 		return malformed(err)
 	}
 	if n < 1024 {
-		return &Error{Code: "ftp_data_port", Class: Permanent, Message: fmt.Sprintf("The FTP server named data port %d, which is not allowed.", n)}
+		return NewError("ftp_data_port", fmt.Sprintf("The FTP server named data port %d, which is not allowed.", n), nil)
 	}
 	return nil
 }
@@ -329,7 +329,7 @@ func (b *ftpBody) Read(p []byte) (int, error) {
 	n, err := b.resp.Read(p)
 	if b.left >= 0 {
 		if int64(n) > b.left {
-			return 0, &Error{Code: "bad_resume", Class: Permanent, Message: "The FTP server sent more than it announced."}
+			return 0, NewError("bad_resume", "The FTP server sent more than it announced.", nil)
 		}
 		b.left -= int64(n)
 	}
@@ -370,27 +370,25 @@ func loginError(conn *ftp.ServerConn, secure bool, err error) error {
 		}
 		fallthrough
 	case reply.Code == ftp.StatusNotLoggedIn:
-		return &Error{Code: "ftp_login", Class: Human, Message: "The FTP server refused the login. Check the credentials.", Err: err}
+		return NewError("ftp_login", "The FTP server refused the login.", err)
 	case secure: // a login fails with 530, so this was PBSZ or PROT
-		return &Error{Code: "ftp_prot", Class: Human, Message: "The FTP server refuses to protect data connections (PROT P).", Err: err}
+		return NewError("ftp_prot", "The FTP server refuses to protect data connections (PROT P).", err)
 	}
-	return &Error{Code: "ftp_login", Class: Human, Message: fmt.Sprintf("The FTP server refused the login with %d. Check the credentials and the server.", reply.Code), Err: err}
+	return NewError("ftp_login", fmt.Sprintf("The FTP server refused the login with %d.", reply.Code), err)
 }
 
 // ftpReply maps a reply code; the server's text is not shown, it may hold anything.
 func ftpReply(reply *textproto.Error) *Error {
-	e := &Error{Code: fmt.Sprintf("ftp_%d", reply.Code), Class: Permanent, Err: reply,
-		Message: fmt.Sprintf("The FTP server answered %d.", reply.Code)}
+	says := fmt.Sprintf("The FTP server answered %d.", reply.Code)
 	switch {
 	case reply.Code == ftp.StatusFileUnavailable, reply.Code == ftp.StatusBadFileName:
-		e.Message = fmt.Sprintf("The FTP server has no such file (%d).", reply.Code)
+		says = fmt.Sprintf("The FTP server has no such file (%d).", reply.Code)
 	case reply.Code == ftp.StatusNotLoggedIn:
-		e.Class, e.Message = Human, "The FTP server refused the login. Check the credentials."
+		says = "The FTP server refused the login."
 	case reply.Code == 522 || reply.Code == ftp.StatusCanNotOpenDataConnection && strings.Contains(reply.Msg, "permitted"):
-		e.Class, e.Message = Human, fmt.Sprintf("The FTP server refused the TLS data connection (%d).", reply.Code)
+		return NewError("ftp_data_tls", fmt.Sprintf("The FTP server refused the TLS data connection (%d).", reply.Code), reply)
 	case reply.Code >= 400 && reply.Code < 500:
-		e.Class = Temporary
-		e.Message = fmt.Sprintf("The FTP server answered %d and may work later.", reply.Code)
+		says = fmt.Sprintf("The FTP server answered %d and may work later.", reply.Code)
 	}
-	return e
+	return NewError(fmt.Sprintf("ftp_%d", reply.Code), says, reply)
 }

@@ -14,11 +14,12 @@ import (
 
 // TestFTPSAnswers: what goes wrong with TLS on the way of FTP. Clear text is never the way out.
 func TestFTPSAnswers(t *testing.T) {
-	noTLS := failure(source.Human, "no_tls", "The FTP server offers no TLS. Use another server, or an ftp URL if clear text is acceptable.")
-	noProt := failure(source.Human, "ftp_prot", "The FTP server refuses to protect data connections (PROT P).")
+	noTLS := failure(source.Human, "ftp_tls", "The FTP server offers no TLS. Use another server, or an ftp URL if clear text is acceptable.")
+	noProt := failure(source.Human, "ftp_prot", "The FTP server refuses to protect data connections (PROT P). Have PROT P enabled on the server, or use another.")
 	login := failure(source.Human, "ftp_login", "The FTP server refused the login. Check the credentials.")
 	refused := func(code int) outcome {
-		return failure(source.Human, fmt.Sprintf("ftp_%d", code), fmt.Sprintf("The FTP server refused the TLS data connection (%d).", code))
+		return failure(source.Human, "ftp_data_tls", fmt.Sprintf("The FTP server refused the TLS data connection (%d). "+
+			"Have session resumption enabled on the server, or its demand for it switched off.", code))
 	}
 	secure := func(change func(*fetchtest.Script)) fetchtest.Script {
 		s := fetchtest.Script{TLS: ca.TLS(fetchtest.Good)}
@@ -45,7 +46,7 @@ func TestFTPSAnswers(t *testing.T) {
 		{"502 to AUTH", with("AUTH", "502 no"), noTLS, false},
 		{"530 to AUTH", with("AUTH", "530 please log in"), noTLS, false},
 		{"421 to AUTH", with("AUTH", "421 later"), ftpFailure(source.Temporary, 421), false},
-		{"yes to AUTH, but no TLS", with("AUTH", "234 well"), failure(source.Human, "no_tls", "The server does not speak TLS on this port."), false},
+		{"yes to AUTH, but no TLS", with("AUTH", "234 well"), failure(source.Human, "no_tls", "The server does not speak TLS on this port. Check scheme and port of the URL."), false},
 		{"PBSZ not known", with("PBSZ", "502 no"), noProt, true},
 		{"PROT not known", with("PROT", "500 what"), noProt, true},
 		{"PROT refused", with("PROT", "536 only PROT C"), noProt, true},
@@ -93,7 +94,7 @@ func TestFTPSImplicit(t *testing.T) {
 		s := fetchtest.NewFTP(t, fetchtest.Script{Addr: addr, Files: files})
 		url := strings.Replace(s.URL, "ftp:", "ftps:", 1)
 		got, _ := attempt(t, patient(), source.Request{URL: parse(t, url+"/x.iso"), Credentials: credentials()}, image, 0, source.Validator{})
-		wantOutcome(t, failure(source.Human, "no_tls", "The server does not speak TLS on this port."), got)
+		wantOutcome(t, failure(source.Human, "no_tls", "The server does not speak TLS on this port. Check scheme and port of the URL."), got)
 	})
 	t.Run("without a port", func(t *testing.T) {
 		s := fetchtest.NewFTP(t, fetchtest.Script{Addr: addr, Implicit: true, TLS: ca.TLS(fetchtest.Good, host), Files: files})

@@ -101,9 +101,9 @@ func attempt(t testing.TB, cfg source.Config, req source.Request, img *fetchtest
 			t.Logf("cause: %v", e.Err)
 		}
 		o.Class, o.Code = e.Class, e.Code
-		o.Message = e.Message
+		o.Message = e.Error()
 		if u := req.URL; u.Host != "" {
-			o.Message = strings.NewReplacer(u.Host, "HOST", u.Hostname(), "NAME").Replace(e.Message)
+			o.Message = strings.NewReplacer(u.Host, "HOST", u.Hostname(), "NAME").Replace(e.Error())
 		}
 	}
 	return o, got

@@ -54,7 +54,7 @@ func (c *Client) openSpan(ctx context.Context, req Request, part span, v Validat
 		}
 		resp.Body.Close()
 		if hop == MaxRedirects {
-			return nil, &Error{Code: "redirects", Class: Permanent, Message: fmt.Sprintf("More than %d redirects.", MaxRedirects)}
+			return nil, NewError("redirects", fmt.Sprintf("More than %d redirects.", MaxRedirects), nil)
 		}
 		next, err := redirect(u, resp.Header.Get("Location"))
 		if err != nil {
@@ -78,7 +78,7 @@ func isRedirect(code int) bool {
 // redirect is where location leads from u, if it may.
 func redirect(u *url.URL, location string) (*url.URL, error) {
 	if location == "" {
-		return nil, &Error{Code: "redirect", Class: Permanent, Message: "The server redirected without saying where."}
+		return nil, NewError("redirect", "The server redirected without saying where.", nil)
 	}
 	ref, err := url.Parse(location)
 	if err != nil {
@@ -87,9 +87,9 @@ func redirect(u *url.URL, location string) (*url.URL, error) {
 	next := u.ResolveReference(ref)
 	switch {
 	case next.Scheme != "http" && next.Scheme != "https":
-		return nil, &Error{Code: "redirect_scheme", Class: Permanent, Message: "Redirected to a scheme that is not allowed."}
+		return nil, NewError("redirect_scheme", "Redirected to a scheme that is not allowed.", nil)
 	case u.Scheme == "https" && next.Scheme == "http":
-		return nil, &Error{Code: "redirect_downgrade", Class: Permanent, Message: "Redirected from https to http, which is refused."}
+		return nil, NewError("redirect_downgrade", "Redirected from https to http, which is refused.", nil)
 	}
 	next, _, err = ParseURL(next.String()) // userinfo that a server put there is not ours to send
 	if err != nil {
@@ -116,7 +116,7 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 	hop := l.trace.begin(u)
 	proxy, err := l.c.proxy(u)
 	if err != nil {
-		return nil, &Error{Code: "proxy", Class: Human, Message: "The proxy settings of the agent are not usable for this URL.", Err: err}
+		return nil, NewError("proxy", "The proxy settings of the agent are not usable for this URL.", err)
 	}
 	if proxy != nil {
 		if err := l.c.checkLiteral(u.Hostname()); err != nil {
@@ -229,20 +229,25 @@ func (c *Client) transport(u, proxy *url.URL, credentials bool, t *trust, hop *t
 
 // connectError is why a proxy opened no tunnel, nil if it did.
 func connectError(code int) error {
-	e := &Error{Code: "proxy", Class: Human, Message: fmt.Sprintf("The proxy answered %s.", statusText(code))}
+	says := fmt.Sprintf("The proxy answered %s.", statusText(code))
 	switch {
 	case code == http.StatusOK:
 		return nil
 	case code == http.StatusProxyAuthRequired:
 		return proxyAuthError()
-	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code >= 500:
-		e.Class = Temporary
+	case later(code):
+		return NewError("proxy_busy", says, nil)
 	}
-	return e
+	return NewError("proxy", says, nil)
+}
+
+// later tells whether a status is one that may be another the next time.
+func later(code int) bool {
+	return code == http.StatusRequestTimeout || code == http.StatusTooManyRequests || code >= 500
 }
 
 func proxyAuthError() *Error {
-	return &Error{Code: "http_407", Class: Human, Message: "The proxy wants credentials. Set them in the agent's configuration."}
+	return NewError("http_407", "The proxy wants credentials.", nil)
 }
 
 // streamHTTP turns an answer that is no redirect into a stream, or says why it is none.
@@ -251,7 +256,7 @@ func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Val
 		return nil, statusError(resp, u)
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return nil, &Error{Code: "encoding", Class: Permanent, Message: "The server insists on a content encoding, though the image was asked for as it is."}
+		return nil, NewError("encoding", "The server insists on a content encoding, though the image was asked for as it is.", nil)
 	}
 	if err := checkDigest(resp.Header, sha256); err != nil {
 		return nil, err
@@ -267,12 +272,12 @@ func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Val
 		v.Size >= 0 && total != v.Size,
 		resp.ContentLength >= 0 && resp.ContentLength != end-start+1,
 		part.To < 0 && end != total-1, part.To >= 0 && end != part.To:
-		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
+		return nil, NewError("bad_resume", "The server does not resume correctly.", nil)
 	}
 	s.Offset, s.Validator.Size = part.From, total
 	m := resp.Header.Get("Last-Modified")
 	if s.Validator.ETag != "" && v.ETag != "" && s.Validator.ETag != v.ETag || v.ETag == "" && m != "" && m != v.Modified {
-		return nil, &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
+		return nil, NewError("bad_resume", "The server does not resume correctly.", nil)
 	}
 	if s.Validator.ETag == "" && s.Validator.Modified == "" {
 		s.Validator.ETag, s.Validator.Modified = v.ETag, v.Modified // a 206 need not repeat them
@@ -321,21 +326,18 @@ func contentRange(s string) (start, end, total int64, ok bool) {
 
 func statusError(resp *http.Response, u *url.URL) *Error {
 	code := resp.StatusCode
-	e := &Error{Code: fmt.Sprintf("http_%d", code), Class: Permanent,
-		Message: fmt.Sprintf("The server answered %s for %s.", statusText(code), Redact(u))}
+	says := fmt.Sprintf("The server answered %s for %s.", statusText(code), Redact(u))
 	switch {
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		e.Class = Human
-		e.Message += " Give credentials that may read it."
 	case code == http.StatusProxyAuthRequired:
 		return proxyAuthError()
 	case code == http.StatusRequestedRangeNotSatisfiable:
-		e.Code = "range"
-	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code >= 500:
-		e.Class = Temporary
-		e.RetryAfter = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+		return NewError("range", says, nil)
 	case code < 300:
-		e.Message = fmt.Sprintf("The server answered %s and no file for %s.", statusText(code), Redact(u))
+		says = fmt.Sprintf("The server answered %s and no file for %s.", statusText(code), Redact(u))
+	}
+	e := NewError(fmt.Sprintf("http_%d", code), says, nil)
+	if later(code) {
+		e.RetryAfter = retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return e
 }

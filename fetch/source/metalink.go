@@ -77,5 +77,5 @@ func ParseMetalink(r io.Reader) ([]MetaFile, error) {
 }
 
 func metalinkError(message string, err error) *Error {
-	return &Error{Code: "metalink", Class: Permanent, Message: message, Err: err}
+	return NewError("metalink", message, err)
 }

@@ -191,8 +191,8 @@ func TestMessagesShowNoSecret(t *testing.T) {
 		e, ok := err.(*source.Error)
 		if !ok {
 			t.Errorf("%s: got %v", raw, err)
-		} else if strings.Contains(e.Message+e.Code, "canary") {
-			t.Errorf("%s: %s", raw, e.Message)
+		} else if strings.Contains(e.Error()+e.Code, "canary") {
+			t.Errorf("%s: %s", raw, e.Error())
 		}
 	}
 }

@@ -253,7 +253,7 @@ func (c *Client) bound(s *Stream) error {
 		return tooLarge(size, most)
 	case size >= 0:
 		s.read = &bounded{r: s.read, left: max(0, size-s.Offset), whole: true,
-			over: &Error{Code: "too_long", Class: Permanent, Message: fmt.Sprintf("Longer than announced: the server sent more than %d bytes.", size)}}
+			over: NewError("too_long", fmt.Sprintf("Longer than announced: the server sent more than %d bytes.", size), nil)}
 	case most > 0:
 		s.read = &bounded{r: s.read, left: max(0, most-s.Offset), over: tooLarge(size, most)}
 	}
@@ -265,8 +265,7 @@ func tooLarge(size, most int64) *Error {
 	if size >= 0 {
 		has = fmt.Sprintf("%d", size)
 	}
-	return &Error{Code: "too_large", Class: Human,
-		Message: fmt.Sprintf("The image has %s bytes; fetch.max_size allows %d. Raise it in the agent's configuration if it should.", has, most)}
+	return NewError("too_large", fmt.Sprintf("The image has %s bytes; fetch.max_size allows %d.", has, most), nil)
 }
 
 // bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection.
@@ -313,8 +312,7 @@ func (p *paced) Read(b []byte) (int, error) {
 	p.bytes += int64(n)
 	if err == nil && p.waited >= p.over {
 		if p.limit > 0 && float64(p.bytes) < float64(p.limit)*p.waited.Seconds() {
-			return n, &Error{Code: "low_speed", Class: Temporary,
-				Message: fmt.Sprintf("The transfer was slower than %d bytes a second for %s.", p.limit, p.over)}
+			return n, NewError("low_speed", fmt.Sprintf("The transfer was slower than %d bytes a second for %s.", p.limit, p.over), nil)
 		}
 		p.waited, p.bytes = 0, 0
 	}

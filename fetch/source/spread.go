@@ -118,7 +118,7 @@ func (p *spread) Read(b []byte) (int, error) {
 	var e *Error
 	if p.strict && errors.As(err, &e) && e.Code == "certificate" {
 		// What was asked for may allow it, which the next attempt finds out, and says.
-		err = &Error{Code: e.Code, Class: Temporary, Message: e.Message, Err: e.Err}
+		err = NewError("certificate_changed", e.Message, e.Err)
 	}
 	p.err = err
 	if lanes := p.meter.look(p.arrived.Load(), p.lanes); err == nil {
@@ -297,7 +297,7 @@ func (p *spread) fill(ctx context.Context, s *segment) (err error) {
 	return err
 }
 
-var errRange = &Error{Code: "bad_resume", Class: Permanent, Message: "The server does not resume correctly."}
+var errRange = NewError("bad_resume", "The server does not resume correctly.", nil)
 
 // step is by how many bytes a segment must get further to be asked for again by itself.
 const step = 64 << 10

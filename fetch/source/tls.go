@@ -38,7 +38,7 @@ func newTrust(req Request) (*trust, error) {
 	if len(req.CA) > 0 {
 		t.policy, t.roots = VerifyAlways, x509.NewCertPool()
 		if !t.roots.AppendCertsFromPEM(req.CA) {
-			return nil, &Error{Code: "ca", Class: Human, Message: "tls.ca holds no PEM certificate."}
+			return nil, NewError("ca", "tls.ca holds no PEM certificate.", nil)
 		}
 	}
 	return t, nil
@@ -72,7 +72,11 @@ func (t *trust) config(serverName, host string, credentials bool, hop *tracer) *
 			if t.policy == VerifyNever || t.policy == VerifyAuto && t.digest && !credentials {
 				return nil
 			}
-			return certError(host, err, t.policy == VerifyAuto && credentials)
+			says := unverified(host, err)
+			if t.policy == VerifyAuto && credentials {
+				says += " Credentials would be sent."
+			}
+			return NewError("certificate", says, err)
 		},
 	}
 }
@@ -89,7 +93,7 @@ func (c *Client) dialProxyTLS(ctx context.Context, network, address, host string
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		if v := (*tls.CertificateVerificationError)(nil); errors.As(err, &v) {
-			err = certError(host, v.Err, false)
+			err = NewError("proxy_certificate", unverified(host, v.Err), v.Err)
 		}
 		return nil, err
 	}
@@ -108,15 +112,8 @@ func verifyChain(cs tls.ConnectionState, host string, roots *x509.CertPool) erro
 	return err
 }
 
-func certError(host string, err error, credentials bool) error {
-	if err == nil {
-		return nil
-	}
-	msg := fmt.Sprintf("The certificate of %s could not be verified: %s", host, certReason(err))
-	if credentials {
-		msg += " Credentials would be sent."
-	}
-	return &Error{Code: "certificate", Class: Human, Message: msg + " Give tls.ca, or tls.verify=false.", Err: err}
+func unverified(host string, err error) string {
+	return fmt.Sprintf("The certificate of %s could not be verified: %s", host, certReason(err))
 }
 
 func certReason(err error) string {

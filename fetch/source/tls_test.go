@@ -107,7 +107,7 @@ func (p policyCase) check(t *testing.T, kind fetchtest.Cert, url string, asked f
 	}
 	want += " Give tls.ca, or tls.verify=false."
 	e, ok := err.(*source.Error)
-	if !ok || e.Class != source.Human || e.Code != "certificate" || e.Message != want {
+	if !ok || e.Class != source.Human || e.Code != "certificate" || e.Error() != want {
 		t.Errorf("got %#v, want %q", err, want)
 	}
 	if asked() {
@@ -184,9 +184,9 @@ func TestTLSHandshake(t *testing.T) {
 		return c
 	}
 	old := change(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 })
-	tooOld := failure(source.Human, "tls_version", "The server offers no TLS newer than 1.1.")
+	tooOld := failure(source.Human, "tls_version", "The server offers no TLS newer than 1.1. Have TLS 1.2 or newer enabled on the server, or use another.")
 	onlyH2 := failure(source.Permanent, "only_http2", "The server speaks only HTTP/2.")
-	noTLS := failure(source.Human, "no_tls", "The server does not speak TLS on this port.")
+	noTLS := failure(source.Human, "no_tls", "The server does not speak TLS on this port. Check scheme and port of the URL.")
 	behind := func(conf *tls.Config) func(net.Conn) {
 		return func(c net.Conn) { _ = tls.Server(c, conf).Handshake() }
 	}
@@ -214,7 +214,7 @@ func TestTLSHandshake(t *testing.T) {
 			fmt.Fprint(c, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // a SETTINGS frame
 		}, source.VerifyAuto, onlyH2},
 		{"client certificate wanted", behind(change(func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert })), source.VerifyAuto,
-			failure(source.Human, "tls", "The server refused the TLS handshake.")},
+			failure(source.Human, "tls", "The server refused the TLS handshake. Look into the log of the server; it may want a client certificate.")},
 		{"plain HTTP", say("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"), source.VerifyAuto, noTLS},
 		{"SSH", say("SSH-2.0-OpenSSH_9.2p1\r\n"), source.VerifyAuto, noTLS},
 		{"closes at once", func(net.Conn) {}, source.VerifyAuto, failure(source.Temporary, "broken", broke)},
@@ -256,7 +256,7 @@ func TestTLSTruncated(t *testing.T) {
 }
 
 func TestTLSBadCA(t *testing.T) {
-	want := failure(source.Human, "ca", "tls.ca holds no PEM certificate.")
+	want := failure(source.Human, "ca", "tls.ca holds no PEM certificate. Give the PEM text of the CA's certificate and start again.")
 	for _, url := range []string{"https://127.0.0.1:1/x.iso", "ftps://127.0.0.1:1/x.iso"} {
 		got, _ := attempt(t, patient(), source.Request{URL: parse(t, url), CA: []byte("garbage")}, image, 0, source.Validator{})
 		wantOutcome(t, want, got)

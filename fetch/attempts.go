@@ -101,7 +101,7 @@ func (d *download) attempts(ctx context.Context) error {
 		if !errors.As(err, &e) || isWrite(err) {
 			return err
 		}
-		d.log.Warn("attempt failed", "url", source.Redact(c.req.URL), "code", e.Code, "class", e.Class.String(), "bytes", d.w.Offset(), "err", e)
+		d.log.Warn("attempt failed", append(told(e), "url", source.Redact(c.req.URL), "bytes", d.w.Offset())...)
 		if p := (*source.PanicError)(nil); errors.As(err, &p) {
 			d.log.Error("panic in a source", "stack", p.Stack)
 		}

@@ -154,10 +154,12 @@ func (d *download) fail(err error) {
 		d.log.Error("cannot remove the partial", "err", err)
 		d.letGo()
 	}
-	attrs := []any{"code", e.Code, "err", err}
+	attrs := told(e)
 	// Of what is behind a source's sentence only the network's error is told: a server may repeat passwords and URLs.
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
 		attrs = append(attrs, "cause", op)
+	} else if !errors.As(err, new(*source.Error)) {
+		attrs = append(attrs, "cause", err)
 	}
 	d.log.Error("fetch failed", attrs...)
 	if !d.record("failed", func() error {
@@ -166,6 +168,11 @@ func (d *download) fail(err error) {
 	}) {
 		d.cancelled()
 	}
+}
+
+// told are the attributes of e in the log, in the words that they have everywhere.
+func told(e *source.Error) []any {
+	return []any{"code", e.Code, "class", e.Class.String(), "err", e.Message, "remedy", e.Remedy()}
 }
 
 // abort removes the partial. After an error it may be called again.

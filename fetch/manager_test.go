@@ -155,7 +155,7 @@ func TestFailures(t *testing.T) {
 	for _, c := range []struct{ name, url, sha256, message string }{
 		{"wrong digest", good, other, "SHA-256 mismatch: expected " + other + ", got " + img.SHA256() + ". The file was discarded."},
 		{"missing", srv.URL + "/missing.iso", img.SHA256(), "The server answered 404 Not Found for " + srv.URL + "/missing.iso."},
-		{"nobody listens", "http://127.0.0.1:1/a.iso", img.SHA256(), "The server refused the connection."},
+		{"nobody listens", "http://127.0.0.1:1/a.iso", img.SHA256(), "The server refused the connection. Check the port of the URL, and whether the server runs."},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBox(t, t.TempDir(), nil)

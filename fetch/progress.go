@@ -100,7 +100,7 @@ func (p *progress) set(phase store.Phase, attempts int) {
 func (p *progress) pause(d time.Duration, why *source.Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.next, p.reason, p.code = p.now().Add(d), why.Error(), why.Code
+	p.next, p.reason, p.code = p.now().Add(d), why.Message, why.Code
 }
 
 // counts are the bytes so far and the total, 0 if unknown.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -140,7 +141,10 @@ func codeOfStatus(status int) int {
 // slotOccupied is how the agent begins the sentence about a slot that was asked for and is not empty.
 var slotOccupied = regexp.MustCompile(`^Slot \d+ is occupied`)
 
-// codeOfError maps the error sentence of a failed fetch to the exit code.
+// exitOfFault maps the code of a fetch's error to the exit code; what is not here is exitFailed.
+var exitOfFault = map[string]int{"digest": exitIntegrity, "no_slot": exitNoSpace, "slot_occupied": exitNoSpace, "space": exitNoSpace}
+
+// codeOfError maps the error sentence of a failed fetch to the exit code, for agents that tell no more than that.
 func codeOfError(sentence string) int {
 	switch {
 	case strings.HasPrefix(sentence, "SHA-256 mismatch"), strings.HasPrefix(sentence, "SHA-512 mismatch"):
@@ -152,12 +156,31 @@ func codeOfError(sentence string) int {
 	return exitFailed
 }
 
-// remedyOf puts what the sentence says in terms of the API into ours.
-func remedyOf(sentence string) string {
-	if codeOfError(sentence) != exitNoSpace {
-		return ""
+// makeRoom is what helps with exitNoSpace, in terms of the client.
+const makeRoom = "See the slots with: slotfetch slots\n      Empty one with: slotfetch slots rm N"
+
+// fetchFailure says why a fetch failed. Where the agent tells it apart, the remedy is the hint and not in the message.
+func fetchFailure(f api.Fetch, details map[string]any) *failure {
+	sentence := text(f.Body.Error)
+	code, remedy := codeOfError(sentence), ""
+	if d := f.Body.ErrorDetails; d != nil {
+		code, remedy = exitFailed, d.Remedy
+		if c, ok := exitOfFault[d.Code]; ok {
+			code = c
+		}
+		if remedy != "" {
+			sentence = strings.TrimSuffix(sentence, " "+remedy)
+		}
+		details["error"] = d
 	}
-	return "See the slots with: slotfetch slots\n      Empty one with: slotfetch slots rm N"
+	switch {
+	case remedy == "" && f.Body.ErrorDetails != nil && f.Body.ErrorDetails.Class == "temporary":
+		remedy = "It may work later: start it again."
+	case code == exitNoSpace:
+		remedy = strings.TrimPrefix(remedy+"\n      "+makeRoom, "\n      ")
+	}
+	return &failure{code: code, kind: "FetchFailed", details: details, hint: remedy,
+		message: fmt.Sprintf("fetch %s failed: %s", f.Key, cmp.Or(sentence, "The box gave no reason."))}
 }
 
 // outcome is nil for a finished fetch and says for any other what became of it.
@@ -167,12 +190,7 @@ func outcome(f api.Fetch) error {
 	case "finished":
 		return nil
 	case "failed":
-		sentence := text(f.Body.Error)
-		if sentence == "" {
-			sentence = "The box gave no reason."
-		}
-		return &failure{code: codeOfError(sentence), kind: "FetchFailed", details: details, hint: remedyOf(sentence),
-			message: fmt.Sprintf("fetch %s failed: %s", f.Key, sentence)}
+		return fetchFailure(f, details)
 	case "cancelled":
 		return &failure{code: exitFailed, kind: "FetchCancelled", details: details,
 			message: fmt.Sprintf("fetch %s was cancelled", f.Key)}

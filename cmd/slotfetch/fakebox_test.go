@@ -300,6 +300,13 @@ func failed(sentence string) api.FetchBody {
 	return api.FetchBody{Status: "failed", Error: &sentence, URL: testURL}
 }
 
+// told is failed by an agent that tells code and remedy apart.
+func told(sentence, code, class, remedy string) api.FetchBody {
+	b := failed(sentence)
+	b.ErrorDetails = &api.Fault{Code: code, Class: class, Remedy: remedy, Doc: "errors.md#" + code}
+	return b
+}
+
 // serveSocket lets the box listen on a unix socket too.
 func (b *fakeBox) serveSocket() string {
 	path := filepath.Join(b.tb.TempDir(), "api.sock")

@@ -118,6 +118,13 @@ func TestFetchWait(t *testing.T) {
 		{"full box", failed("No empty firmware slot: all 5 are occupied. Delete one with DELETE /api/firmware/slots/<slot_id> and start again."), exitNoSpace, "", "all 5"},
 		{"not found", failed("The server answered 404 Not Found for https://example.com/sps.iso."), exitFailed, "", "404"},
 		{"cancelled", api.FetchBody{Status: "cancelled"}, exitFailed, "", "was cancelled"},
+		{"digest by its code", told("The server says so. Nothing was downloaded.", "digest", "permanent", "Compare."), exitIntegrity, "", "downloaded.\nhint: Compare.\n"},
+		{"space by its code", told("No room. Delete one.", "space", "human", "Delete one."), exitNoSpace, "",
+			"failed: No room.\nhint: Delete one.\n      See the slots with: slotfetch slots\n      Empty one with: slotfetch slots rm N\n"},
+		{"a sentence is no code", told("No empty firmware slot.", "http_404", "permanent", "Check the URL."), exitFailed, "", "hint: Check the URL.\n"},
+		{"for now", told("The connection broke.", "broken", "temporary", ""), exitFailed, "", "hint: It may work later: start it again.\n"},
+		{"a code of tomorrow", told("Odd. Do it.", "odd", "human", "Do it."), exitFailed, "", "failed: Odd.\nhint: Do it.\n"},
+		{"no reason", api.FetchBody{Status: "failed"}, exitFailed, "", "failed: The box gave no reason.\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b.add(testKey, downloading(1<<20, 3<<20), tt.last)
@@ -127,6 +134,20 @@ func TestFetchWait(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestShowTellsFault: remedy and code are there once, whether the sentence has the remedy or not.
+func TestShowTellsFault(t *testing.T) {
+	b := withLogin(t)
+	for _, sentence := range []string{"No.", "No. Do it."} {
+		b.add(testKey, told(sentence, "odd", "human", "Do it."))
+		r := invoke(t, "", "show", testKey).want(t, exitOK)
+		if strings.Count(r.stdout, "Do it.") != 1 || !strings.Contains(r.stdout, "Error code:  odd (human), see errors.md#odd\n") {
+			t.Error(r.stdout)
+		}
+	}
+	invoke(t, "", "wait", testKey, "-o", "json").want(t, exitFailed,
+		`"details":{"error":{"code":"odd","class":"human","remedy":"Do it.","doc":"errors.md#odd"},"key":"`+testKey+`","status":"failed"}},"hint":"Do it."}`)
 }
 
 func TestFetchWaitAsJSON(t *testing.T) {

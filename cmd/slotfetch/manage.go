@@ -157,6 +157,12 @@ func fetchPage(p *page, f api.Fetch) {
 	if b.Error != nil {
 		p.row("Error:", *b.Error)
 	}
+	if d := b.ErrorDetails; d != nil {
+		if d.Remedy != "" && !strings.HasSuffix(text(b.Error), d.Remedy) {
+			p.row("Remedy:", d.Remedy)
+		}
+		p.row("Error code:", fmt.Sprintf("%s (%s), see %s", d.Code, d.Class, d.Doc))
+	}
 	if b.SlotID != nil {
 		p.row("Slot:", fmt.Sprint(*b.SlotID))
 	}

@@ -112,6 +112,7 @@ func TestForeignText(t *testing.T) {
 	b := withLogin(t)
 	f := failed("\x1b[2Jgone\r\n")
 	f.URL = "https://h/\x1b]0;title\x07"
+	f.ErrorDetails = &api.Fault{Code: "\x1b[1m", Class: "\x1b[2m", Remedy: "\x1b[3m", Doc: "\x1b[4m"}
 	b.add(testKey, f)
 	b.slots = []api.Slot{{Key: "1", Body: api.SlotBody{Version: "7\x1b[31m"}}}
 	for _, args := range [][]string{{"ls"}, {"show", testKey}, {"wait", testKey}, {"slots"}, {"watch", testKey}, {"__complete", "slots", "show", ""}} {

@@ -34,14 +34,14 @@ const (
 var faults = []Fault{
 	// The connection.
 	{"dns", Temporary, "The name of the server could not be resolved.", "Check the URL and the resolver."},
-	{"refused", Temporary, "Nothing listens on the port of the server, or a firewall refuses.", ""},
-	{"unreachable", Temporary, "There is no way from the box to the server.", ""},
-	{"connect", Temporary, "The connection to the server could not be made.", ""},
+	{"refused", Temporary, "Nothing listens on the port of the server, or a firewall refuses.", "Check the port of the URL, and whether the server runs."},
+	{"unreachable", Temporary, "There is no way from the box to the server.", "Check the URL, and the network of the box."},
+	{"connect", Temporary, "The connection to the server could not be made.", "Check the URL, and whether the server runs."},
 	{"connection", Temporary, "The connection failed in a way that has no code of its own.", ""},
 	{"broken", Temporary, "The connection ended before all bytes had come.", ""},
 	{"stalled", Temporary, "The server sent nothing for the time that fetch.idle_timeout gives it.", ""},
 	{"low_speed", Temporary, "The transfer was too slow to be one.", ""},
-	{"descriptors", Temporary, "The box has no file descriptor left for another connection.", ""},
+	{"descriptors", Temporary, "The box has no file descriptor left for another connection.", "Raise LimitNOFILE of slotfetchd.service if it happens again."},
 	{"egress", Human, "The address is one that the agent does not connect to by itself: the box, its link, or a metadata service.",
 		"If it should be, add it to egress.allow in the agent's configuration and restart the agent."},
 	{"egress_deny", Human, "The address is one that the agent's configuration forbids.",

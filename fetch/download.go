@@ -39,6 +39,7 @@ type download struct {
 	most       int64            // the furthest that an attempt got
 	savedAt    time.Time
 	began      time.Time
+	attemptLog *attemptLog // of the attempt that runs, or was the last
 }
 
 // run ends in exactly one of the five ways that a claimed fetch can.

@@ -99,9 +99,10 @@ type Manager struct {
 type flight struct {
 	progress progress
 	cancel   context.CancelCauseFunc
-	limit    *rate.Limiter // its own
-	limited  atomic.Int64  // nanoseconds that it was held back
-	closing  *time.Timer   // for the end of its window
+	limit    *rate.Limiter              // its own
+	limited  atomic.Int64               // nanoseconds that it was held back
+	closing  *time.Timer                // for the end of its window
+	attempt  atomic.Pointer[attemptLog] // nil between attempts
 }
 
 // Open brings rows and disk together and starts the workers, which have to wait if the database cannot be written yet.

@@ -100,6 +100,7 @@ type pipeline struct {
 	all     [buffers]*buffer
 	free    chan *buffer
 	release func() error
+	stages  *stages // of the attempt that runs
 }
 
 func newPipeline() (*pipeline, error) {
@@ -107,7 +108,7 @@ func newPipeline() (*pipeline, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot map buffers: %w", err)
 	}
-	p := &pipeline{free: make(chan *buffer, buffers), release: release}
+	p := &pipeline{free: make(chan *buffer, buffers), release: release, stages: new(stages)}
 	for i, m := range mem {
 		p.all[i] = &buffer{mem: m}
 		p.free <- p.all[i]
@@ -141,16 +142,20 @@ func (p *pipeline) run(ctx context.Context, src io.Reader, d *digests, w *slots.
 	var failed atomic.Pointer[error]
 	wg.Go(func() {
 		for b := range hashes {
+			p.stages.hash.begin()
 			d.Write(b.mem[:b.n])
+			p.stages.hash.end()
 			p.done(b)
 		}
 	})
 	wg.Go(func() {
 		for b := range writes {
 			if failed.Load() == nil {
+				p.stages.disk.begin()
 				if err := write(w, b.mem[:b.n]); err != nil {
 					failed.Store(&err)
 				}
+				p.stages.disk.end()
 			}
 			p.done(b)
 		}
@@ -193,7 +198,9 @@ func (p *pipeline) feed(ctx context.Context, src io.Reader, hashes, writes chan<
 	progress func(int), due func(n int) bool, idle func() error) error {
 	for {
 		b := <-p.free
+		p.stages.network.begin()
 		n, err := fill(src, b.mem, progress)
+		p.stages.network.end()
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -238,6 +245,8 @@ func (p *pipeline) rest(failed *atomic.Pointer[error], idle func() error) error 
 	if failed.Load() != nil {
 		return nil
 	}
+	p.stages.disk.begin()
+	defer p.stages.disk.end()
 	return idle()
 }
 

@@ -32,22 +32,24 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 	}
 	d.fl.progress.set(store.Downloading, f.Attempts)
 	d.m.notify()
-	if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
-		if err := d.transfer(ctx, c); err != nil {
-			return err
+	return d.logged(ctx, f.Attempts, c, func(req source.Request) error {
+		if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
+			if err := d.transfer(ctx, c.url, req); err != nil {
+				return err
+			}
 		}
-	}
-	return d.verify(ctx)
+		return d.verify(ctx)
+	})
 }
 
 // transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
 // of another source is given up only for a stream that is there.
-func (d *download) transfer(ctx context.Context, c *candidate) error {
+func (d *download) transfer(ctx context.Context, from string, req source.Request) error {
 	offset := d.w.Offset()
-	if d.from != c.url {
+	if d.from != from {
 		offset = 0
 	}
-	stream, err := d.m.cfg.Source.Open(ctx, c.req, offset, d.validator)
+	stream, err := d.m.cfg.Source.Open(ctx, req, offset, d.validator)
 	if err != nil {
 		return err
 	}
@@ -59,7 +61,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 		}
 	}
 	total := stream.Validator.Size
-	d.validator, d.from = stream.Validator, c.url
+	d.validator, d.from = stream.Validator, from
 	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
 	if err := d.opened(stream); err != nil {
 		return err
@@ -105,6 +107,7 @@ func (d *download) transfer(ctx context.Context, c *candidate) error {
 // opened notes where an attempt begins.
 func (d *download) opened(s *source.Stream) error {
 	d.fl.progress.resumed(s.Offset)
+	d.attemptLog.opened(s.Offset)
 	_, err := d.m.cfg.Store.Opened(d.f.Key, s.Offset, d.f.BytesReceived+d.received, max(s.Validator.Size, 0), s.TLSVerified)
 	if errors.Is(err, store.ErrConflict) {
 		return errCancelled
@@ -132,6 +135,7 @@ func (d *download) describe(err error, total int64) error {
 // receive counts n bytes that came from a source.
 func (d *download) receive(n int) {
 	d.received += int64(n)
+	d.attemptLog.received.Add(int64(n))
 	d.most = max(d.most, d.fl.progress.add(n))
 }
 

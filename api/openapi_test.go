@@ -139,24 +139,29 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.ErrorReply]():    {"ErrorReply"},
 	reflect.TypeFor[api.ErrorBody]():     {"ErrorBody"},
 	reflect.TypeFor[api.Fault]():         {"Fault"},
+	reflect.TypeFor[api.Attempt]():       {"Attempt", "AttemptItem"},
+	reflect.TypeFor[api.AttemptBody]():   {"AttemptBody"},
+	reflect.TypeFor[api.AttemptList]():   {"AttemptList"},
 }
 
-// TestShapesAreDescribed holds message.go and the schemas against each other, key by key.
+// TestShapesAreDescribed holds message.go, attempt.go and the schemas against each other, key by key.
 func TestShapesAreDescribed(t *testing.T) {
-	file, err := parser.ParseFile(token.NewFileSet(), "message.go", nil, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
 	known := map[string]bool{}
 	for shape := range shapes {
 		known[shape.Name()] = true
 	}
-	ast.Inspect(file, func(n ast.Node) bool {
-		if s, ok := n.(*ast.TypeSpec); ok && s.Name.IsExported() && !known[s.Name.Name] {
-			t.Errorf("%s has no schema", s.Name.Name)
+	for _, name := range []string{"message.go", "attempt.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return true
-	})
+		ast.Inspect(file, func(n ast.Node) bool {
+			if s, ok := n.(*ast.TypeSpec); ok && s.Name.IsExported() && !known[s.Name.Name] {
+				t.Errorf("%s has no schema", s.Name.Name)
+			}
+			return true
+		})
+	}
 
 	schemas := description(t, "dev").Components.Schemas
 	for shape, names := range shapes {

@@ -143,6 +143,10 @@ func (d *download) ending(ctx context.Context, err error) (code, class, message 
 		return "cancelled", "", "The fetch was cancelled."
 	case errors.Is(cause, errShutdown):
 		return "stopped", "", "The agent was stopped."
+	case errors.Is(cause, errPaused):
+		return "paused", "", "The fetch was paused."
+	case errors.Is(cause, errOutside):
+		return "window", "", "The time in which the fetch may run was over."
 	case cause != nil && !errors.As(cause, &e):
 		return "interrupted", "", "The attempt was interrupted."
 	}

@@ -16,3 +16,13 @@ func Recover(c Config) error {
 
 // Delay is the pause after the given round.
 func (r Retry) Delay(round int, asked time.Duration) time.Duration { return r.delay(round, asked) }
+
+// Bottleneck is what is said of stages that were at work for so long.
+func Bottleneck(network, hash, disk, limit time.Duration) (ms [4]int64, name string) {
+	var s stages
+	for stage, d := range map[*stage]time.Duration{&s.network: network, &s.hash: hash, &s.disk: disk, &s.limit: limit} {
+		stage.sum.Store(int64(d))
+	}
+	ms[0], ms[1], ms[2], ms[3], name = s.times()
+	return ms, name
+}

@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"io"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -37,7 +36,7 @@ type limited struct {
 	ctx    context.Context
 	r      io.Reader
 	limits []*rate.Limiter
-	waited *atomic.Int64 // nanoseconds
+	held   *stage
 }
 
 func (l *limited) Read(p []byte) (int, error) {
@@ -59,8 +58,8 @@ func (l *limited) wait(limit *rate.Limiter, n int) error {
 	if limit.Limit() == rate.Inf {
 		return nil
 	}
-	began := time.Now()
-	defer func() { l.waited.Add(int64(time.Since(began))) }()
+	l.held.begin()
+	defer l.held.end()
 	for n > 0 {
 		some := min(n, max(limit.Burst(), 1)) // it may have been lowered meanwhile
 		turn := limit.ReserveN(time.Now(), some)

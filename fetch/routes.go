@@ -20,13 +20,13 @@ const path = "/api/firmware/fetch"
 
 // Routes are the SPS dialect over the manager (contract section 5).
 func (m *Manager) Routes(p Policy) []api.Route {
-	return []api.Route{
+	return append(m.attemptRoutes(), []api.Route{
 		{Method: http.MethodPost, Path: path, Access: api.Operator, Handler: func(r *http.Request) (api.Reply, error) { return m.handlePost(r, p) }},
 		{Method: http.MethodGet, Path: path, Access: api.Viewer, Handler: m.handleList},
 		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet, Wait: maxWait},
 		{Method: http.MethodPatch, Path: path + "/{key}", Access: api.Operator, Handler: m.handlePatch},
 		{Method: http.MethodDelete, Path: path + "/{key}", Access: api.Operator, Handler: m.handleDelete},
-	}
+	}...)
 }
 
 func actor(r *http.Request) store.Actor {

@@ -232,6 +232,9 @@ func TestRateLimit(t *testing.T) {
 			if took, least := time.Since(began), 1800*time.Millisecond; f.Status != store.Finished || took < least {
 				t.Errorf("%v, %+v", took, f)
 			}
+			if list, _, err := b.fetch.Attempts(t.Context(), f.Key); err != nil || len(list) != 1 || list[0].Bottleneck != "limit" {
+				t.Errorf("got %+v, %v", list, err)
+			}
 		})
 	}
 	b := newBox(t, t.TempDir(), nil)

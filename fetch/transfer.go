@@ -77,7 +77,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, waited: &d.fl.limited}
+	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit}
 	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err

@@ -128,7 +128,7 @@ func (p *progress) overlay(f store.Fetch) store.Fetch {
 	f.BytesPerSecond = nil
 	if f.Phase == store.Downloading && len(p.samples) > 0 {
 		rate := int64(0)
-		if d := p.now().Sub(p.samples[0].at); d > 0 {
+		if d := p.now().Sub(p.samples[0].at); d > 0 && p.now().Sub(p.alive) < rateSpan {
 			rate = int64(float64(p.downloaded-p.samples[0].bytes) / d.Seconds())
 		}
 		f.BytesPerSecond = &rate

@@ -178,6 +178,11 @@ func TestCanaries(t *testing.T) {
 		for _, path := range append([]string{fetches, slotsPath, slotsPath + "/1", "/api/info", running}, queued...) {
 			k.do(c, "GET", path, "").want(t, 200)
 		}
+		for _, fetch := range append([]string{running}, queued...) { // attempts are told without the query
+			if r := k.do(c, "GET", fetch+"/attempts", "").want(t, 200); strings.Contains(r.raw, querySecret) {
+				t.Errorf("the query is in %s", r.raw)
+			}
+		}
 	}
 	lists()
 	k.look("while queued")
@@ -191,6 +196,9 @@ func TestCanaries(t *testing.T) {
 		c.await(t, job, "an end", func(r reply) bool { return r.get("body.end_time") != nil })
 	}
 	lists()
+	if r := c.do(t, "GET", running+"/attempts", ""); !strings.Contains(r.raw, `/end.iso?…"`) {
+		t.Errorf("the search was in vain: %s", r.raw)
+	}
 	k.look("at the end")
 	a.stop(t, syscall.SIGKILL)
 	k.look("after the second kill")

@@ -167,6 +167,18 @@ func TestDescribed(t *testing.T) {
 		c.do(t, "GET", "/api/authentication"+query, "").want(t, 400)
 	}
 	c.do(t, "GET", "/api/authentication?login_method=local&type=basic&odd=1", "").want(t, 200)
+	for _, path := range []string{none + "/attempts", none + "/attempts/1", fetches + "/nope/attempts"} {
+		stranger.do(t, "GET", path, "").want(t, 401)
+		viewer.do(t, "GET", path, "").fails(t, 404, "ResourceNotFound", "")
+	}
+	done := c.do(t, "POST", fetches, order("http://127.0.0.1:1/x.iso", small.SHA256())).want(t, 202).str("meta.href")
+	c.await(t, done, "the end of an attempt", func(r reply) bool { return r.get("body.phase") == "waiting" })
+	list := viewer.do(t, "GET", done+"/attempts", "").want(t, 200).is(t, "meta", map[string]any{"href": done + "/attempts", "parent": done})
+	one := viewer.do(t, "GET", done+"/attempts/1", "").want(t, 200).is(t, "key", "1", "meta", map[string]any{"href": done + "/attempts/1", "parent": done + "/attempts"})
+	if items := list.get("items").([]any); len(items) == 0 || len(one.keys("body")) != 23 {
+		t.Errorf("%s, %s", list.raw, one.raw)
+	}
+	viewer.do(t, "GET", done+"/attempts/01", "").fails(t, 404, "ResourceNotFound", "")
 	for _, path := range []string{none, slotsPath + "/99"} {
 		c.do(t, "GET", path, "").want(t, 404)
 		c.do(t, "DELETE", path, "").want(t, 404)

@@ -154,13 +154,13 @@ func (d *download) ending(ctx context.Context, err error) (code, class, message 
 	return e.Code, e.Class.String(), e.Message
 }
 
-// Attempts are those of a fetch, oldest first, the one that runs last; store.ErrNotFound if there is no such fetch.
-func (m *Manager) Attempts(ctx context.Context, key string) ([]store.Attempt, *int64, error) {
+// Attempts are those of a fetch, oldest first, the one that runs last, and how fast that is in bytes a second, nil if none
+// downloads; store.ErrNotFound if there is no such fetch.
+func (m *Manager) Attempts(ctx context.Context, key string) (list []store.Attempt, rate *int64, err error) {
 	m.mu.Lock()
 	fl := m.flights[key]
 	m.mu.Unlock()
 	var running *attemptLog
-	var rate *int64
 	if fl != nil {
 		if running = fl.attempt.Load(); running != nil {
 			rate = fl.progress.overlay(store.Fetch{}).BytesPerSecond
@@ -169,7 +169,7 @@ func (m *Manager) Attempts(ctx context.Context, key string) ([]store.Attempt, *i
 	if _, err := m.cfg.Store.Fetch(ctx, key); err != nil {
 		return nil, nil, err
 	}
-	list, err := m.cfg.Store.Attempts(ctx, key)
+	list, err = m.cfg.Store.Attempts(ctx, key)
 	if err != nil {
 		return nil, nil, err
 	}

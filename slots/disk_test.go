@@ -90,7 +90,8 @@ func TestReadOnly(t *testing.T) {
 		}
 		must(t, s.RemovePartial(key(3)))
 		_, err = s.Reserve(key(3), nil, 0)
-		for what, err := range map[string]error{"reserve": err, "delete": s.Delete(1), "boot": s.SetBoot(ptr(1), nil)} {
+		_, perr := s.Preview(nil)
+		for what, err := range map[string]error{"reserve": err, "preview": perr, "delete": s.Delete(1), "boot": s.SetBoot(ptr(1), nil)} {
 			if !slots.ReadOnly(err) {
 				t.Errorf("%s: %v", what, err)
 			}

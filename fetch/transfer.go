@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"golang.org/x/time/rate"
 
@@ -237,6 +236,5 @@ func mismatch(name, want, got string) *source.Error {
 func (d *download) looksLikeHTML() bool {
 	head := make([]byte, 256)
 	n, _ := io.ReadFull(d.w.Prefix(), head)
-	text := strings.ToLower(strings.TrimSpace(string(head[:n])))
-	return strings.HasPrefix(text, "<!doctype html") || strings.HasPrefix(text, "<html")
+	return source.LooksLikeHTML(head[:n])
 }

@@ -51,6 +51,8 @@ type File struct {
 	HTTP10 bool
 	// NoRange answers 200 to every Range, NoIfRange answers 206 without looking at If-Range.
 	NoRange, NoIfRange bool
+	// Ends looks at the end of a Range, too; without, such a Range is answered like none.
+	Ends bool
 	// ContentRange replaces the Content-Range of a 206; "-" leaves it out.
 	ContentRange string
 }
@@ -67,16 +69,17 @@ func (f File) Serve(x *Exchange) {
 		return
 	}
 	size, from := f.Image.Size(), int64(0)
+	to := size
 	status := http.StatusOK
 	var lines []string
-	if start, ok := f.rangeStart(x); ok && start >= size {
+	if start, end, ok := f.span(x); ok && start >= size {
 		Status(http.StatusRequestedRangeNotSatisfiable, fmt.Sprintf("Content-Range: bytes */%d", size))(x)
 		return
 	} else if ok {
-		status, from = http.StatusPartialContent, start
+		status, from, to = http.StatusPartialContent, start, end
 		switch f.ContentRange {
 		case "":
-			lines = append(lines, fmt.Sprintf("Content-Range: bytes %d-%d/%d", start, size-1, size))
+			lines = append(lines, fmt.Sprintf("Content-Range: bytes %d-%d/%d", start, end-1, size))
 		case "-":
 		default:
 			lines = append(lines, "Content-Range: "+f.ContentRange)
@@ -88,7 +91,7 @@ func (f File) Serve(x *Exchange) {
 	case f.Length > 0:
 		lines = append(lines, fmt.Sprintf("Content-Length: %d", f.Length))
 	case f.Length == 0:
-		lines = append(lines, fmt.Sprintf("Content-Length: %d", size-from))
+		lines = append(lines, fmt.Sprintf("Content-Length: %d", to-from))
 	}
 	if f.ETag != "" {
 		lines = append(lines, "ETag: "+f.ETag)
@@ -102,21 +105,30 @@ func (f File) Serve(x *Exchange) {
 	}
 	head(x, proto, status, append(lines, f.Header...))
 	if x.Method != http.MethodHead {
-		f.body(x, io.NewSectionReader(f.Image, from, size-from))
+		f.body(x, io.NewSectionReader(f.Image, from, to-from))
 	}
 }
 
-// rangeStart is where the answer starts; ok is false if it is the whole file.
-func (f File) rangeStart(x *Exchange) (int64, bool) {
-	from, ok := strings.CutPrefix(x.Header.Get("Range"), "bytes=")
-	start, err := strconv.ParseInt(strings.TrimSuffix(from, "-"), 10, 64)
-	if !ok || err != nil || f.NoRange {
-		return 0, false
+// span is the part of the file that is asked for, without its end; ok is false if the answer is the whole file.
+func (f File) span(x *Exchange) (start, end int64, ok bool) {
+	part, ok := strings.CutPrefix(x.Header.Get("Range"), "bytes=")
+	from, to, dash := strings.Cut(part, "-")
+	start, err := strconv.ParseInt(from, 10, 64)
+	if !ok || !dash || err != nil || f.NoRange {
+		return 0, 0, false
+	}
+	end = f.Image.Size()
+	if to != "" {
+		last, err := strconv.ParseInt(to, 10, 64)
+		if err != nil || !f.Ends {
+			return 0, 0, false
+		}
+		end = min(end, last+1)
 	}
 	cond := x.Header.Get("If-Range")
 	strong := f.ETag != "" && !strings.HasPrefix(f.ETag, "W/") && cond == f.ETag
 	dated := !f.Modified.IsZero() && cond == f.Modified.UTC().Format(http.TimeFormat)
-	return start, cond == "" || strong || dated || f.NoIfRange
+	return start, end, cond == "" || strong || dated || f.NoIfRange
 }
 
 func (f File) body(x *Exchange, r *io.SectionReader) {

@@ -16,6 +16,11 @@ func (c *Client) Spread(least, segment int64, window time.Duration, enough, grow
 	c.limit = spreadLimits{least: least, segment: segment, window: window, enough: enough, growth: growth, auto: 8}
 }
 
+// Look bounds a probe.
+func (c *Client) Look(whole, sample time.Duration, bytes int64) {
+	c.probe.whole, c.probe.sample, c.probe.bytes = whole, sample, bytes
+}
+
 // Meter replays what a meter is told once in each window, in bytes a second, and gives what it says.
 func Meter(rates ...float64) []int {
 	now := time.Unix(0, 0)

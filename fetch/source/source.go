@@ -75,6 +75,8 @@ type Request struct {
 	SHA256 string
 	// Trace, if not nil, is told what the attempt does before its first byte.
 	Trace *Trace `json:"-"`
+
+	assumed bool // that there will be a digest, though SHA256 is empty
 }
 
 // Validator is what a server gave to prove, later, that a file is still the same one.
@@ -149,6 +151,7 @@ type Client struct {
 	cfg   Config
 	proxy func(*url.URL) (*url.URL, error)
 	limit spreadLimits
+	probe probeLimits
 }
 
 // New checks cfg and fills in its defaults.
@@ -178,7 +181,7 @@ func New(cfg Config) (*Client, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, limit: defaultLimits, proxy: func(*url.URL) (*url.URL, error) { return nil, nil }}
+	c := &Client{cfg: cfg, limit: defaultLimits, probe: defaultProbeLimits, proxy: func(*url.URL) (*url.URL, error) { return nil, nil }}
 	if cfg.Proxy != nil {
 		for _, raw := range []string{cfg.Proxy.HTTPProxy, cfg.Proxy.HTTPSProxy} {
 			if err := checkProxy(raw); err != nil {

@@ -131,8 +131,9 @@ type FetchList struct {
 // FetchRequest is the body of POST /api/firmware/fetch as the client writes it. The agent reads it field by
 // field (see fetch.ParseRequest), because keys must match exactly.
 type FetchRequest struct {
-	URL         string       `json:"url"`
-	Checksum    Checksum     `json:"checksum"`
+	URL string `json:"url"`
+	// Checksum may only be left out of a dry run.
+	Checksum    Checksum     `json:"checksum,omitzero"`
 	SlotID      *int         `json:"slot_id,omitempty"`
 	Credentials *Credentials `json:"credentials,omitempty"`
 	TLS         *TLS         `json:"tls,omitempty"`

@@ -104,7 +104,7 @@ func TestDescriptionIsComplete(t *testing.T) {
 // requests are the schemas of what clients send. Unknown keys are ignored there.
 var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange"}
 
-// shapes says by which schemas a shape of message.go is described. A struct of which some keys depend on the place
+// shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
 // has one for each.
 var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Meta]():          {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta"},
@@ -142,15 +142,18 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Attempt]():       {"Attempt", "AttemptItem"},
 	reflect.TypeFor[api.AttemptBody]():   {"AttemptBody"},
 	reflect.TypeFor[api.AttemptList]():   {"AttemptList"},
+	reflect.TypeFor[api.Probe]():         {"Probe"},
+	reflect.TypeFor[api.ProbeBody]():     {"ProbeBody"},
+	reflect.TypeFor[api.ProbeCheck]():    {"ProbeCheck"},
 }
 
-// TestShapesAreDescribed holds message.go, attempt.go and the schemas against each other, key by key.
+// TestShapesAreDescribed holds message.go, attempt.go, probe.go and the schemas against each other, key by key.
 func TestShapesAreDescribed(t *testing.T) {
 	known := map[string]bool{}
 	for shape := range shapes {
 		known[shape.Name()] = true
 	}
-	for _, name := range []string{"message.go", "attempt.go"} {
+	for _, name := range []string{"message.go", "attempt.go", "probe.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

@@ -26,11 +26,7 @@ type candidate struct {
 
 // plan lists the candidates in order: the URL, then the mirrors. Credentials of the URL go with a mirror of the
 // same origin only; what is written in a mirror's own URL goes there.
-func (d *download) plan() error {
-	secrets, err := d.secrets()
-	if err != nil {
-		return err
-	}
+func (d *download) plan(secrets Secrets) error {
 	var origin string
 	for i, raw := range append([]string{d.f.URL}, d.f.Mirrors...) {
 		u, err := url.Parse(raw)

@@ -94,8 +94,12 @@ func (d *download) bring(ctx context.Context) (err error) {
 }
 
 // prepare finds out where from and where to.
-func (d *download) prepare(ctx context.Context) (err error) {
-	if err := d.plan(); err != nil {
+func (d *download) prepare(ctx context.Context) error {
+	secrets, err := d.secrets()
+	if err != nil {
+		return err
+	}
+	if err := d.plan(secrets); err != nil {
 		return err
 	}
 	cp := d.f.Checkpoint

@@ -84,6 +84,7 @@ type Manager struct {
 	group  sync.WaitGroup
 	wake   chan struct{}
 	limit  *rate.Limiter // of all fetches
+	probes atomic.Int32 // that are under way
 
 	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
 	claiming sync.Mutex

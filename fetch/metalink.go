@@ -42,12 +42,25 @@ func (d *download) expand(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	k := slices.IndexFunc(files, func(f source.MetaFile) bool { return f.SHA256 == d.f.SHA256 })
-	if k < 0 && len(files) == 1 && files[0].SHA256 == "" {
+	found, err := places(files, c)
+	if err != nil {
+		return err
+	}
+	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
+	d.log.Info("the Metalink lists places of the image", "places", len(found))
+	return nil
+}
+
+// places are where the Metalink c, which lists files, has the image; at least one. Without a digest in c it must list one
+// file only.
+func places(files []source.MetaFile, c candidate) ([]candidate, error) {
+	want := c.req.SHA256
+	k := slices.IndexFunc(files, func(f source.MetaFile) bool { return want != "" && f.SHA256 == want })
+	if k < 0 && len(files) == 1 && (want == "" || files[0].SHA256 == "") {
 		k = 0
 	}
 	if k < 0 {
-		return source.NewError("metalink", "The Metalink lists no file with the SHA-256 that was asked for.", nil)
+		return nil, source.NewError("metalink", "The Metalink lists no file with the SHA-256 that was asked for.", nil)
 	}
 	var found []candidate
 	for _, raw := range files[k].URLs {
@@ -63,11 +76,9 @@ func (d *download) expand(ctx context.Context, i int) error {
 		found = append(found, place)
 	}
 	if len(found) == 0 {
-		return source.NewError("metalink", "The Metalink lists no place that can be used: http, https, ftp or ftps.", nil)
+		return nil, source.NewError("metalink", "The Metalink lists no place that can be used: http, https, ftp or ftps.", nil)
 	}
-	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
-	d.log.Info("the Metalink lists places of the image", "places", len(found))
-	return nil
+	return found, nil
 }
 
 // failing remembers the error of what it reads from.

@@ -63,6 +63,8 @@ func (s Secrets) empty() bool {
 type Policy struct {
 	// InRoots tells whether a file URL may be opened.
 	InRoots func(*url.URL) bool
+	// NoChecksum lets checksum be left out, for a dry run.
+	NoChecksum bool
 	// ValidSlot tells whether a slot is configured; Slots says which in words.
 	ValidSlot func(int) bool
 	Slots     string
@@ -71,7 +73,7 @@ type Policy struct {
 // ParseRequest reads and checks o by the contract's section 5.1. Its errors are *api.Error.
 func ParseRequest(o api.Object, p Policy) (Request, error) {
 	var q Request
-	if err := first(o.Required("url"), o.Required("checksum")); err != nil {
+	if err := first(o.Required("url"), p.checksum(o)); err != nil {
 		return q, err
 	}
 	if err := q.checksum(o, p); err != nil {
@@ -105,8 +107,8 @@ func ParseRequest(o api.Object, p Policy) (Request, error) {
 
 // checksum reads the digests, or where the SHA-256 is.
 func (q *Request) checksum(o api.Object, p Policy) error {
-	sum, _, err := o.Object("checksum")
-	if err != nil {
+	sum, given, err := o.Object("checksum")
+	if err != nil || !given {
 		return err
 	}
 	if q.SHA512, err = digest(sum, "sha512", 128); err != nil {

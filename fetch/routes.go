@@ -39,6 +39,10 @@ func withLinks(href, parent string) api.Meta {
 }
 
 func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
+	var err error
+	if p.NoChecksum, err = dryRun(r); err != nil {
+		return api.Reply{}, err
+	}
 	o, err := api.ReadObject(r)
 	if err != nil {
 		return api.Reply{}, err
@@ -49,6 +53,9 @@ func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
 	}
 	if q.Idempotency, err = idempotencyKey(r.Header); err != nil {
 		return api.Reply{}, err
+	}
+	if p.NoChecksum {
+		return m.dry(q)
 	}
 	f, err := m.Enqueue(q, actor(r))
 	if errors.Is(err, ErrOtherRequest) {

@@ -20,11 +20,17 @@ func (d *download) resolve(ctx context.Context) error {
 	if d.f.SHA256 != "" {
 		return nil
 	}
-	req, err := d.sumsRequest()
+	secrets, err := d.secrets()
+	if err != nil {
+		return err
+	}
+	req, err := d.sumsRequest(secrets)
 	if err != nil {
 		return err
 	}
 	for round := 1; ; round++ {
+		d.fl.progress.set(store.Downloading, d.f.Attempts)
+		d.m.notify()
 		sum, err := d.readSum(ctx, req)
 		if err == nil {
 			return d.noteDigest(ctx, sum)
@@ -32,28 +38,32 @@ func (d *download) resolve(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		var e *source.Error
-		if !errors.As(err, &e) {
+		why, ok := sumsError(err)
+		if !ok {
 			return err
 		}
-		why := *e
-		why.Message = "The checksum file could not be used: " + e.Message
-		d.log.Warn("cannot read the checksum file", "url", source.Redact(req.URL), "code", e.Code, "class", e.Class.String(), "err", e)
-		if e.Class != source.Temporary || round >= d.m.cfg.Retry.Rounds {
-			return &why
+		d.log.Warn("cannot read the checksum file", "url", source.Redact(req.URL), "code", why.Code, "class", why.Class.String(), "err", why)
+		if why.Class != source.Temporary || round >= d.m.cfg.Retry.Rounds {
+			return why
 		}
-		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, e.RetryAfter), &why); err != nil {
+		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, why.RetryAfter), why); err != nil {
 			return err
 		}
 	}
 }
 
-// sumsRequest asks for the checksum file. Credentials of the image go along to the same origin only.
-func (d *download) sumsRequest() (source.Request, error) {
-	secrets, err := d.secrets()
-	if err != nil {
-		return source.Request{}, err
+// sumsError says what the trouble is about; ok is false if it is none of a source.
+func sumsError(err error) (e *source.Error, ok bool) {
+	if !errors.As(err, &e) {
+		return nil, false
 	}
+	why := *e
+	why.Message = "The checksum file could not be used: " + e.Message
+	return &why, true
+}
+
+// sumsRequest asks for the checksum file. Credentials of the image go along to the same origin only.
+func (d *download) sumsRequest(secrets Secrets) (source.Request, error) {
 	u, err1 := url.Parse(d.f.ChecksumURL)
 	image, err2 := url.Parse(d.f.URL)
 	if err := errors.Join(err1, err2); err != nil || u.Host == "" && u.Scheme != "file" {
@@ -68,8 +78,6 @@ func (d *download) sumsRequest() (source.Request, error) {
 
 // readSum reads the file and finds the image in it.
 func (d *download) readSum(ctx context.Context, req source.Request) (string, error) {
-	d.fl.progress.set(store.Downloading, d.f.Attempts)
-	d.m.notify()
 	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
 	if err != nil {
 		return "", err

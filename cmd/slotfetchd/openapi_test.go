@@ -61,6 +61,9 @@ func conforms(r *http.Request, sent string, status int, header http.Header, body
 		if err != nil {
 			return err
 		}
+		if status == http.StatusAccepted && r.Method == http.MethodPost && !strings.Contains(sent, `"checksum":`) {
+			return errors.New("accepted without what only a dry run may lack")
+		}
 		r.Header.Set("Content-Type", "application/json") // the agent reads nothing else, whatever it says
 		r.Body, r.GetBody = io.NopCloser(strings.NewReader(sent)), nil
 		if err := openapi3filter.ValidateRequest(r.Context(), in); err != nil {

@@ -35,6 +35,7 @@ import (
 //	$SOURCE/a.iso, /b.iso    two images of which SHA256SUMS and $DIGEST know the first
 //	$SOURCE/private.iso  the image of a.iso, for ann with the password secret
 //	$SECURE/a.iso        the same by HTTPS, signed by ca.pem
+//	$SOURCE/announced.iso    the image of a.iso; the server announces its digest
 //	$SOURCE/slow.iso     the image of a.iso; after its first half nothing more comes until the script says release
 //	$PLAIN, $OTHER       a server of plain HTTP, and one of HTTPS that is no box
 //
@@ -132,12 +133,17 @@ allow = ["127.0.0.0/8"]
 
 	img := fetchtest.NewImage(1, 300_000)
 	source := fetchtest.NewHTTP(t, nil)
-	source.Handle("/a.iso", fetchtest.Whole(img).Serve)
+	whole := fetchtest.Whole(img)
+	whole.Ends = true
+	source.Handle("/a.iso", whole.Serve)
+	announced := whole
+	announced.Header = []string{"X-Checksum-Sha256: " + img.SHA256()}
+	source.Handle("/announced.iso", announced.Serve)
 	source.Handle("/b.iso", fetchtest.Whole(fetchtest.NewImage(2, 200_000)).Serve)
 	source.Handle("/private.iso", fetchtest.Protected("ann", "secret", fetchtest.Whole(img).Serve))
 	ca := fetchtest.NewCA()
 	secure := fetchtest.NewHTTP(t, ca.TLS(fetchtest.Good))
-	secure.Handle("/a.iso", fetchtest.Whole(img).Serve)
+	secure.Handle("/a.iso", whole.Serve)
 	gate := make(chan struct{})
 	s.open = sync.OnceFunc(func() { close(gate) })
 	source.Handle("/slow.iso", func(x *fetchtest.Exchange) {

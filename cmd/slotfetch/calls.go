@@ -18,6 +18,7 @@ const (
 	pathMethods  = "/api/authentication/login_methods"
 	pathUserInfo = "/api/user_info"
 	pathFetches  = "/api/firmware/fetch"
+	pathDryRun   = pathFetches + "?dry_run=true"
 	pathSlots    = "/api/firmware/slots"
 )
 
@@ -61,6 +62,26 @@ func (c *client) startFetch(ctx context.Context, r api.FetchRequest, idempotency
 			return accepted, ended(ctx)
 		}
 	}
+}
+
+// probe asks whether a fetch would work. A box that has never heard of that starts it.
+func (c *client) probe(ctx context.Context, r api.FetchRequest) (api.Probe, error) {
+	var answer struct {
+		api.Probe
+		Key string `json:"key"`
+	}
+	_, err := c.call(ctx, http.MethodPost, pathDryRun, r, &answer)
+	if err == nil && answer.Key != "" {
+		err = &failure{code: exitFailed, kind: "NoDryRun", message: "the box has no dry run and started fetch " + answer.Key,
+			hint: "Stop it with: slotfetch cancel " + answer.Key, details: map[string]any{"key": answer.Key}}
+	}
+	if err == nil && answer.Body.Verdict == "" {
+		err = c.stranger("its answer is not that of a dry run")
+	}
+	if answer.Body.Checks == nil {
+		answer.Body.Checks = []api.ProbeCheck{} // [] and not null in what we print
+	}
+	return answer.Probe, err
 }
 
 func (c *client) fetch(ctx context.Context, key string) (api.Fetch, error) {

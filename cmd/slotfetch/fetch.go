@@ -66,28 +66,33 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              a.act(f.run),
 	}
+	f.imageFlags(cmd, "(required)")
+	f.flags.StringVar(&f.idempotency, "idempotency-key", "", "`KEY` of your own for this request: the same command again gives the same fetch")
+	f.flags.BoolVarP(&f.wait, "wait", "w", false, "wait for the end and exit by it (default on a terminal)")
+	f.flags.BoolVarP(&f.detach, "detach", "d", false, "print the key and do not wait")
+	cmd.MarkFlagsMutuallyExclusive("wait", "detach")
+	return cmd
+}
+
+// imageFlags are those that say which image, from where and into which slot.
+func (f *fetch) imageFlags(cmd *cobra.Command, digest string) {
 	f.flags = cmd.Flags()
 	f.flags.SortFlags = false
-	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE of such lines (required)")
+	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE of such lines "+digest)
 	f.flags.StringVar(&f.sha512, "sha512", "", "a SHA-512 `DIGEST` to check in addition, in the same forms")
 	f.flags.IntVar(&f.slot, "slot", 0, "fetch into slot `N`, which must be empty (default: the lowest empty one)")
 	f.flags.BoolVar(&f.force, "force", false, "download the image also if a slot of the box has it already")
 	f.flags.StringArrayVar(&f.mirrors, "mirror", nil, "another `URL` of the same image, tried after the first; may be repeated")
-	f.flags.StringVar(&f.idempotency, "idempotency-key", "", "`KEY` of your own for this request: the same command again gives the same fetch")
 	f.flags.StringVar(&f.credentials, "credentials-file", "", "`FILE` with the user name and the password for the server of URL, one a line; - is stdin")
 	f.flags.StringVar(&f.ca, "ca", "", "the server of the image must be signed by a CA in `FILE` (PEM)")
 	f.flags.BoolVar(&f.tlsVerify, "tls-verify", true, "=true: the certificate of the image's server must verify; =false: it need not\n(default: it must where credentials are sent)")
-	f.flags.BoolVarP(&f.wait, "wait", "w", false, "wait for the end and exit by it (default on a terminal)")
-	f.flags.BoolVarP(&f.detach, "detach", "d", false, "print the key and do not wait")
 	f.flags.Lookup("tls-verify").DefValue = ""
-	cmd.MarkFlagsMutuallyExclusive("wait", "detach")
 	f.flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "user-file" {
 			name = "credentials-file"
 		}
 		return pflag.NormalizedName(name)
 	})
-	return cmd
 }
 
 // unsent tells that there was no connection to send anything over.
@@ -161,8 +166,10 @@ func (f *fetch) request(rawURL string) (api.FetchRequest, error) {
 		return r, usage("stdin can be read only once: - is given twice", "")
 	}
 	var err error
-	if r.Checksum.SHA256, err = sha256Algorithm.digest(f.sha256, rawURL, f.app.stdin); err != nil {
-		return r, err
+	if f.sha256 != "" {
+		if r.Checksum.SHA256, err = sha256Algorithm.digest(f.sha256, rawURL, f.app.stdin); err != nil {
+			return r, err
+		}
 	}
 	if f.flags.Changed("sha512") {
 		if r.Checksum.SHA512, err = sha512Algorithm.digest(f.sha512, rawURL, f.app.stdin); err != nil {

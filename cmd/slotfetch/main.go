@@ -135,7 +135,7 @@ func (a *app) rootCommand() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("fetches", a.fetchCommand(), a.lsCommand(), a.showCommand(), a.attemptsCommand(), a.watchCommand(), a.waitCommand(),
+	add("fetches", a.fetchCommand(), a.probeCommand(), a.lsCommand(), a.showCommand(), a.attemptsCommand(), a.watchCommand(), a.waitCommand(),
 		a.cancelCommand(), a.pruneCommand())
 	add("slots", a.slotsCommand())
 	add("access", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.trustCommand())

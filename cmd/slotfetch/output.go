@@ -145,7 +145,7 @@ func (p *page) flush(w io.Writer) {
 func (p *page) rows(w io.Writer, rows [][]string) {
 	var widths []int
 	for _, row := range rows {
-		for i, cell := range row {
+		for i, cell := range row[:len(row)-1] { // nothing follows the last
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
@@ -164,19 +164,19 @@ func (p *page) rows(w io.Writer, rows [][]string) {
 	}
 }
 
-// paint colours the status words on a terminal.
+// paint colours the words for a status or a result on a terminal.
 func (p *page) paint(cell string) string {
 	if !p.colour {
 		return cell
 	}
 	switch cell {
-	case "finished":
+	case "finished", "ok":
 		return "\x1b[32m" + cell + "\x1b[0m"
-	case "failed":
+	case "failed", "FAIL":
 		return "\x1b[31m" + cell + "\x1b[0m"
 	case "in-progress":
 		return "\x1b[36m" + cell + "\x1b[0m"
-	case "cancelled":
+	case "cancelled", "warning":
 		return "\x1b[33m" + cell + "\x1b[0m"
 	}
 	return cell

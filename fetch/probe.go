@@ -78,7 +78,8 @@ func (m *Manager) Probe(ctx context.Context, q Request) (api.ProbeBody, error) {
 		return api.ProbeBody{}, errProbes
 	}
 	defer m.probes.Add(-1)
-	ctx, stop := context.WithTimeout(ctx, probeTime)
+	ctx, stop := context.WithTimeoutCause(ctx, probeTime,
+		source.NewError("stalled", fmt.Sprintf("The %s for all places were over before the server was through.", probeTime), nil))
 	defer stop()
 	defer context.AfterFunc(m.ctx, stop)()
 

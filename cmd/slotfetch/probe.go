@@ -105,6 +105,9 @@ func decisive(b api.ProbeBody) api.ProbeCheck {
 func showProbe(p *page, b api.ProbeBody) {
 	about := ""
 	for _, c := range b.Checks {
+		if c.Result == "skipped" && p.quiet {
+			continue
+		}
 		of := "Box"
 		if c.URL != nil {
 			of = *c.URL

@@ -427,6 +427,10 @@ func TestProbeMetalink(t *testing.T) {
 	wantFound(t, r, "metalink fail metalink")
 	r, more := c.ProbeMetalink(t.Context(), source.Request{URL: parse(t, s.URL+"/none.meta4")})
 	wantFound(t, r, "credentials skipped", "answer fail http_404", "metalink skipped")
+	// A Metalink has no digest that would protect it.
+	secure := fetchtest.NewHTTP(t, ca.TLS(fetchtest.SelfSigned)).Handle("/good.meta4", serve(doc))
+	r, _ = c.ProbeMetalink(t.Context(), source.Request{URL: parse(t, secure), SHA256: image.SHA256()})
+	wantFound(t, r, "tls fail certificate", "redirects skipped", "credentials skipped", "answer skipped", "clock skipped", "metalink skipped")
 	if files != nil || more != nil {
 		t.Errorf("files %v, %v", files, more)
 	}

@@ -3,6 +3,7 @@ package main_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -46,10 +47,11 @@ func TestMain(m *testing.M) {
 // agent is a slotfetchd process with a state directory of its own, which outlives the process.
 type agent struct {
 	config, state, socket string
-	env                   []string   // of the process, in addition
-	files                 []*os.File // its descriptors from 3 on
-	activate              bool       // tell it that these are its sockets
-	under                 []string   // a program, and its arguments, that runs the agent; it has to keep the process's number
+	env                   []string      // of the process, in addition
+	files                 []*os.File    // its descriptors from 3 on
+	activate              bool          // tell it that these are its sockets
+	under                 []string      // a program, and its arguments, that runs the agent; it has to keep the process's number
+	patience              time.Duration // with its start; 0: fetchtest.Patience
 
 	cmd   *exec.Cmd
 	log   *journal
@@ -153,9 +155,14 @@ func (a *agent) launch(t *testing.T) (ready bool) {
 		_ = cmd.Wait() // stop looks at ProcessState
 		close(addresses)
 	}()
-	address := fetchtest.Await(t, "the agent to be ready", addresses)
-	a.base = "https://" + address
-	return address != ""
+	select {
+	case address := <-addresses:
+		a.base = "https://" + address
+		return address != ""
+	case <-time.After(cmp.Or(a.patience, fetchtest.Patience)):
+		t.Fatalf("waited in vain for the agent to be ready:\n%s", a.log)
+		return false
+	}
 }
 
 // command is slotfetchd with the agent's configuration and environment.

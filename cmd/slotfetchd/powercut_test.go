@@ -110,7 +110,13 @@ func (l *pointLab) record(t *testing.T, image []byte, limit int, life func(r *re
 
 // boot starts the agent on a disk and looks whether it keeps what was promised; with settle, also whether it goes on.
 func (l *pointLab) boot(t *testing.T, disk []byte, promised ledger, settle bool) {
-	x := l.x
+	file := filepath.Join(memory(t), "disk")
+	check(t, os.WriteFile(file, disk, 0o600))
+	l.x.boot(t, file, promised, settle)
+}
+
+// boot is that for a disk in a file of its own.
+func (x *torture) boot(t *testing.T, file string, promised ledger, settle bool) {
 	x.t, x.orders, x.asked, x.a.log = t, map[string]*accepted{}, promised.asked, &journal{}
 	for key, o := range promised.orders {
 		x.orders[key] = &o
@@ -120,13 +126,12 @@ func (l *pointLab) boot(t *testing.T, disk []byte, promised ledger, settle bool)
 			t.Logf("the agent's log:\n%s", x.a.log)
 		}
 	}()
-	file := filepath.Join(memory(t), "disk")
-	check(t, os.WriteFile(file, disk, 0o600))
 	if out, err := exec.Command("e2fsck", "-p", file).CombinedOutput(); err != nil { // as at boot; it replays the journal
 		t.Logf("e2fsck: %v %s", err, out) // 1: it has repaired something; the mount below tells about the rest
 	}
 	unmount := mountImage(t, file, x.a.state)
 	defer unmount()
+	x.examine("cut")
 	open := x.closeGate()
 	defer x.a.kill()
 	x.a.start(t)

@@ -48,14 +48,18 @@ func TestTorture(t *testing.T) {
 		}
 	}
 	x.drain()
+	x.logHits(t)
+	if want := kills / 20; x.hits("committing") < want || x.hits("transferring") < want {
+		t.Errorf("too few kills hit a transfer or a commit, want %d each", want)
+	}
+}
+
+func (x *torture) logHits(t *testing.T) {
 	var lines []string
 	for _, what := range slices.Sorted(maps.Keys(x.hit)) {
 		lines = append(lines, fmt.Sprintf("%4d %s", x.hit[what], what))
 	}
-	t.Logf("%d fetches accepted; the kills hit:\n%s", x.count, strings.Join(lines, "\n"))
-	if want := kills / 20; x.hits("committing") < want || x.hits("transferring") < want {
-		t.Errorf("too few kills hit a transfer or a commit, want %d each", want)
-	}
+	t.Logf("%d fetches accepted; what was hit:\n%s", x.count, strings.Join(lines, "\n"))
 }
 
 // setting reads a number from the environment.
@@ -86,10 +90,12 @@ type torture struct {
 
 	images []*fetchtest.Image
 	url    string
+	asks   atomic.Int64                  // requests that the origin got
 	gate   atomic.Pointer[chan struct{}] // the origin sends nothing before it is closed
 	moody  func(r *http.Request, image int) (busy, breaks bool)
 	fault  bool // a system call failed: fetches may fail, and answers may be of the kind 5xx
 	dead   bool // the disk is: what cannot be recorded may have no end
+	remote bool // the agent runs in a machine of its own: nobody sees its files
 
 	mu     sync.Mutex
 	orders map[string]*accepted // by key
@@ -128,6 +134,7 @@ func (x *torture) serve() {
 	x.closeGate()
 	modified := time.Date(2020, 5, 4, 8, 0, 1, 0, time.UTC)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x.asks.Add(1)
 		select {
 		case <-*x.gate.Load():
 		case <-r.Context().Done():
@@ -456,19 +463,39 @@ func (x *torture) remove(key string) {
 
 // emptySlot empties one if more than most are full.
 func (x *torture) emptySlot(rng *rand.Rand, most int) {
-	var full []string
-	for id := range tortureSlots {
-		if s := x.slot(strconv.Itoa(id + 1)); s != nil {
-			full = append(full, strconv.Itoa(id+1))
-		}
-	}
-	if len(full) <= most {
+	holder := x.holders()
+	if len(holder) <= most {
 		return
 	}
+	full := slices.Sorted(maps.Keys(holder))
 	id := full[rng.IntN(len(full))]
-	if s := x.slot(id); s != nil {
-		x.empty(id, s.Key)
+	x.empty(id, holder[id])
+}
+
+// holders are the keys of the fetches whose images are in slots.
+func (x *torture) holders() map[string]string {
+	holder := map[string]string{}
+	if !x.remote {
+		for id := range tortureSlots {
+			if s := x.slot(strconv.Itoa(id + 1)); s != nil {
+				holder[strconv.Itoa(id+1)] = s.Key
+			}
+		}
+		return holder
 	}
+	r, err := x.c.try("GET", fetches, "")
+	if err != nil || r.code != 200 {
+		return nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, item := range r.get("items").([]any) {
+		row := reply{json: item}
+		if o := x.orders[row.str("key")]; o != nil && !o.emptied && row.str("body.status") == "finished" {
+			holder[fmt.Sprint(row.get("body.slot_id"))] = row.str("key")
+		}
+	}
+	return holder
 }
 
 // empty empties a slot, which has the image of a fetch.
@@ -634,11 +661,30 @@ var partialName = regexp.MustCompile(`^([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{
 func (x *torture) verify() {
 	t := x.t
 	partials := x.a.partials(t)
+	rows := x.verifyRows()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.verifySlots(rows)
+	for _, name := range partials {
+		m := partialName.FindStringSubmatch(name)
+		if m == nil {
+			t.Errorf("stray file in .part: %s", name)
+			continue
+		}
+		row, ok := rows[m[1]]
+		if !ok || row.get("body.end_time") != nil && slices.Contains(x.a.partials(t), name) {
+			t.Errorf("partial %s has no owner: %v", name, row.json)
+		}
+	}
+}
+
+// verifyRows is the part of verify that needs no file. It gives the fetches by key.
+func (x *torture) verifyRows() map[string]reply {
+	t := x.t
 	list := x.c.do(t, "GET", fetches, "").want(t, 200)
 	x.note(list)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-
 	rows := map[string]reply{}
 	unknown := 0
 	for _, item := range list.get("items").([]any) {
@@ -672,18 +718,7 @@ func (x *torture) verify() {
 			o.cancel = true
 		}
 	}
-	x.verifySlots(rows)
-	for _, name := range partials {
-		m := partialName.FindStringSubmatch(name)
-		if m == nil {
-			t.Errorf("stray file in .part: %s", name)
-			continue
-		}
-		row, ok := rows[m[1]]
-		if !ok || row.get("body.end_time") != nil && slices.Contains(x.a.partials(t), name) {
-			t.Errorf("partial %s has no owner: %v", name, row.json)
-		}
-	}
+	return rows
 }
 
 // adopt takes over a fetch whose 202 was lost.
@@ -738,11 +773,13 @@ func (x *torture) verifySlots(rows map[string]reply) {
 	}
 	owner := map[string]string{}
 	for key, row := range rows {
-		o := x.orders[key]
+		o, slot := x.orders[key], fmt.Sprint(row.get("body.slot_id"))
+		if holder[slot] == key {
+			o.emptied = false // the DELETE did not get through
+		}
 		if row.str("body.status") != "finished" || o.emptied {
 			continue
 		}
-		slot := fmt.Sprint(row.get("body.slot_id"))
 		if other := owner[slot]; other != "" {
 			t.Errorf("fetches %s and %s are both in slot %s", key, other, slot)
 		}

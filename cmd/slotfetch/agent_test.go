@@ -32,7 +32,7 @@ import (
 //	$BOX, $SOCKET        the agent by HTTPS and by its unix socket
 //	$CONFIG, $FINGERPRINT, $ADMIN
 //	                     its configuration, its certificate, the file with the first password
-//	$SOURCE/a.iso, /b.iso    two images of which SHA256SUMS and $DIGEST know the first
+//	$SOURCE/a.iso, /b.iso    two images of which SHA256SUMS, there and here, and $DIGEST know the first
 //	$SOURCE/private.iso  the image of a.iso, for ann with the password secret
 //	$SECURE/a.iso        the same by HTTPS, signed by ca.pem
 //	$SOURCE/announced.iso    the image of a.iso; the server announces its digest
@@ -159,6 +159,9 @@ allow = ["127.0.0.0/8"]
 		f.Serve(x)
 	})
 	sums := fmt.Sprintf("%064d  other.iso\n%s  a.iso\n%[2]s *slow.iso\n", 1, img.SHA256())
+	source.Handle("/SHA256SUMS", func(x *fetchtest.Exchange) {
+		x.Printf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(sums), sums)
+	})
 	err = errors.Join(os.WriteFile(filepath.Join(e.WorkDir, "SHA256SUMS"), []byte(sums), 0o600),
 		os.WriteFile(filepath.Join(e.WorkDir, "ca.pem"), ca.PEM, 0o600))
 	if err != nil {

@@ -90,6 +90,20 @@ func (c *client) fetch(ctx context.Context, key string) (api.Fetch, error) {
 	return f, noFetch(err, key)
 }
 
+// waitFetch is fetch, but the box may hold the answer for so many seconds, until something has happened to the fetch. One that
+// is too old for that answers at once.
+func (c *client) waitFetch(ctx context.Context, key string, seconds int) (api.Fetch, error) {
+	var f api.Fetch
+	_, err := c.call(ctx, http.MethodGet, fmt.Sprintf("%s?wait=%d", fetchPath(key), seconds), nil, &f)
+	return f, noFetch(err, key)
+}
+
+func (c *client) changeFetch(ctx context.Context, key string, want api.FetchChange) (api.Fetch, error) {
+	var f api.Fetch
+	_, err := c.call(ctx, http.MethodPatch, fetchPath(key), &want, &f)
+	return f, noFetch(err, key)
+}
+
 func (c *client) fetches(ctx context.Context) (api.FetchList, error) {
 	var list api.FetchList
 	_, err := c.call(ctx, http.MethodGet, pathFetches, nil, &list)

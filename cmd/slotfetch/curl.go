@@ -17,7 +17,7 @@ import (
 const redacted = "REDACTED"
 
 // printCurl writes a call as a curl command line to stdout; it connects nowhere. headers are more lines of its header.
-func (c *client) printCurl(method, path string, request *api.FetchRequest, headers ...string) error {
+func (c *client) printCurl(method, path string, request any, headers ...string) error {
 	words := []string{"curl", "-sS", "--fail-with-body"}
 	words = append(words, c.curlAccess()...)
 	switch {
@@ -35,7 +35,10 @@ func (c *client) printCurl(method, path string, request *api.FetchRequest, heade
 		words = append(words, "-X", method)
 	}
 	if request != nil {
-		body, err := c.curlBody(*request)
+		if r, ok := request.(*api.FetchRequest); ok {
+			request = c.withoutPasswords(*r)
+		}
+		body, err := curlBody(request)
 		if err != nil {
 			return err
 		}
@@ -66,8 +69,8 @@ func (c *client) curlAccess() []string {
 	return nil
 }
 
-// curlBody is the request without its secrets.
-func (c *client) curlBody(r api.FetchRequest) (string, error) {
+// withoutPasswords is r without its secrets.
+func (c *client) withoutPasswords(r api.FetchRequest) api.FetchRequest {
 	hidden := false
 	if r.Credentials != nil {
 		r.Credentials = &api.Credentials{Username: r.Credentials.Username, Password: redacted}
@@ -91,13 +94,19 @@ func (c *client) curlBody(r api.FetchRequest) (string, error) {
 	for _, m := range mirrors {
 		r.Mirrors = append(r.Mirrors, withoutPassword(m))
 	}
+	r.Checksum.URL = withoutPassword(r.Checksum.URL)
 	if hidden {
 		c.app.note("note: put the password where it says %s.", redacted)
 	}
+	return r
+}
+
+// curlBody is request as JSON.
+func curlBody(request any) (string, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(r); err != nil {
+	if err := enc.Encode(request); err != nil {
 		return "", fmt.Errorf("cannot encode the request: %w", err)
 	}
 	return strings.TrimSpace(b.String()), nil

@@ -36,6 +36,8 @@ type fetch struct {
 	idempotency string
 	wait        bool
 	detach      bool
+	paused      bool
+	schedule
 }
 
 func (a *app) fetchCommand() *cobra.Command {
@@ -50,7 +52,9 @@ allows it. Nothing is installed unless the SHA-256 is right, and no image is ove
 slot has the image already, the fetch is finished at once without a download.
 
 --sha256 takes 64 hex digits; or a line as sha256sum prints it; or a file of such lines, of
-which the one with the name of the image is taken (- reads them from stdin).
+which the one with the name of the image is taken (- reads them from stdin). If it is a URL of
+such a file, or of a Metalink (.meta4), the box reads it; whoever can change that file can
+change the image.
 
 On a terminal, or with --timeout, slotfetch waits for the end and shows the progress; else, or
 with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting, not the fetch.`,
@@ -67,6 +71,8 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 		RunE:              a.act(f.run),
 	}
 	f.imageFlags(cmd, "(required)")
+	f.add(f.flags, "")
+	f.flags.BoolVar(&f.paused, "paused", false, "let it wait in the queue until: slotfetch resume KEY")
 	f.flags.StringVar(&f.idempotency, "idempotency-key", "", "`KEY` of your own for this request: the same command again gives the same fetch")
 	f.flags.BoolVarP(&f.wait, "wait", "w", false, "wait for the end and exit by it (default on a terminal)")
 	f.flags.BoolVarP(&f.detach, "detach", "d", false, "print the key and do not wait")
@@ -78,7 +84,7 @@ with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting
 func (f *fetch) imageFlags(cmd *cobra.Command, digest string) {
 	f.flags = cmd.Flags()
 	f.flags.SortFlags = false
-	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE of such lines "+digest)
+	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE or URL of such lines "+digest)
 	f.flags.StringVar(&f.sha512, "sha512", "", "a SHA-512 `DIGEST` to check in addition, in the same forms")
 	f.flags.IntVar(&f.slot, "slot", 0, "fetch into slot `N`, which must be empty (default: the lowest empty one)")
 	f.flags.BoolVar(&f.force, "force", false, "download the image also if a slot of the box has it already")
@@ -166,7 +172,12 @@ func (f *fetch) request(rawURL string) (api.FetchRequest, error) {
 		return r, usage("stdin can be read only once: - is given twice", "")
 	}
 	var err error
-	if f.sha256 != "" {
+	if strings.Contains(f.sha256, "://") {
+		if err := checkURL("--sha256", f.sha256); err != nil {
+			return r, err
+		}
+		r.Checksum.URL = f.sha256
+	} else if f.sha256 != "" {
 		if r.Checksum.SHA256, err = sha256Algorithm.digest(f.sha256, rawURL, f.app.stdin); err != nil {
 			return r, err
 		}
@@ -186,6 +197,12 @@ func (f *fetch) request(rawURL string) (api.FetchRequest, error) {
 		if r.Credentials, err = f.readCredentials(); err != nil {
 			return r, err
 		}
+	}
+	if r.FetchSchedule, err = f.read(f.flags, f.app.now()); err != nil {
+		return r, err
+	}
+	if f.paused {
+		r.Paused = &f.paused
 	}
 	r.TLS, err = f.tls()
 	return r, err

@@ -131,6 +131,9 @@ func amount(b api.FetchBody) string {
 // progressText is one line about a fetch that is not final: phase, amount, rate and time left.
 func progressText(b api.FetchBody) string {
 	parts := []string{stage(b)}
+	if t := turn(b); t != "" {
+		parts = append(parts, t)
+	}
 	if a := amount(b); a != "-" {
 		parts = append(parts, a)
 	}

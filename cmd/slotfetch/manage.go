@@ -89,6 +89,8 @@ func fetchTable(p *page, list []api.Fetch) {
 		}
 		progress := "-"
 		switch f.Body.Status {
+		case "queued":
+			progress = orDash(turn(f.Body))
 		case "in-progress":
 			progress = progressText(f.Body)
 		case "finished":
@@ -151,6 +153,8 @@ func fetchPage(p *page, f api.Fetch) {
 	switch {
 	case b.Status == "in-progress":
 		p.row("Progress:", progressText(b))
+	case b.Status == "queued" && turn(b) != "":
+		p.row("Progress:", strings.TrimPrefix(progressText(b), "queued, "))
 	case b.BytesDownloaded > 0:
 		p.row("Progress:", amount(b))
 	}
@@ -167,8 +171,23 @@ func fetchPage(p *page, f api.Fetch) {
 		p.row("Slot:", fmt.Sprint(*b.SlotID))
 	}
 	p.row("SHA-256:", orDash(text(b.SHA256)))
+	if b.ChecksumURL != nil {
+		p.row("Digest from:", *b.ChecksumURL)
+	}
 	if b.Deduplicated {
 		p.row("Deduplicated:", "yes, the slot had the image already")
+	}
+	if b.Priority != 0 {
+		p.row("Priority:", fmt.Sprint(b.Priority))
+	}
+	if b.RateLimit != nil {
+		p.row("Rate limit:", rate(*b.RateLimit))
+	}
+	if b.NotBefore != nil {
+		p.row("Not before:", moment(b.NotBefore))
+	}
+	if b.Window != nil {
+		p.row("Window:", *b.Window+" (by the clock of the box)")
 	}
 	p.row("Attempts:", fmt.Sprint(b.Attempts))
 	if b.ResumedFrom > 0 {

@@ -66,6 +66,14 @@ body:
   error_details: null
   deduplicated: false
   phase: null
+  queue_position: null
+  priority: 0
+  paused: false
+  not_before: null
+  window: null
+  eligible_time: null
+  rate_limit: null
+  checksum_url: null
 meta:
   href: /api/firmware/fetch/` + otherKey + `
 `

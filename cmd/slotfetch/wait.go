@@ -51,8 +51,9 @@ func ended(ctx context.Context) error {
 // poll calls look until it says that it is done. Between two calls it waits, longer from time to time.
 func (p *poller) poll(ctx context.Context, look func(context.Context) (done bool, err error)) error {
 	for {
+		asked := time.Now()
 		done, err := look(ctx)
-		pause := p.nextPace()
+		pause := p.nextPace() - time.Since(asked) // the box may have held the answer
 		switch {
 		case ctx.Err() != nil:
 			return ended(ctx)
@@ -112,7 +113,7 @@ func (a *app) follow(ctx context.Context, c *client, keys []string) ([]api.Fetch
 	last := make([]api.Fetch, len(keys))
 	p := &poller{app: a, client: c, say: r.say}
 	err := p.poll(limited, func(ctx context.Context) (bool, error) {
-		docs, err := c.snapshot(ctx, keys)
+		docs, err := c.snapshot(ctx, keys, last[0].Key != "")
 		if err != nil {
 			return false, err
 		}
@@ -168,9 +169,14 @@ func (a *app) explainWait(err error, keys []string, last []api.Fetch) error {
 	return f
 }
 
-// snapshot reads the fetches of several keys in one call; the order is that of the keys.
-func (c *client) snapshot(ctx context.Context, keys []string) ([]api.Fetch, error) {
+// snapshot reads the fetches of several keys in one call; the order is that of the keys. Of a single one the box is asked to
+// hold the answer while nothing happens, for not much longer than the pace of the progress.
+func (c *client) snapshot(ctx context.Context, keys []string, hold bool) ([]api.Fetch, error) {
 	if len(keys) == 1 {
+		if hold {
+			f, err := c.waitFetch(ctx, keys[0], int(lastPace/time.Second))
+			return []api.Fetch{f}, err
+		}
 		f, err := c.fetch(ctx, keys[0])
 		return []api.Fetch{f}, err
 	}

@@ -99,7 +99,7 @@ func (w *watcher) look(ctx context.Context) (bool, error) {
 
 func (w *watcher) docs(ctx context.Context) ([]api.Fetch, error) {
 	if len(w.keys) > 0 {
-		return w.client.snapshot(ctx, w.keys)
+		return w.client.snapshot(ctx, w.keys, len(w.seen) > 0)
 	}
 	list, err := w.client.fetches(ctx)
 	return list.Items, err

@@ -10,7 +10,7 @@ import (
 // spellings.
 func IndexRoutes(table []Route) []Route {
 	routes := []Route{
-		{Method: http.MethodGet, Path: "/api", Access: Viewer, Handler: index("/api", "", "authentication", "firmware", "info", "openapi.yaml", "setup", "user_info")},
+		{Method: http.MethodGet, Path: "/api", Access: Viewer, Handler: index("/api", "", "authentication", "firmware", "info", "metrics", "openapi.yaml", "setup", "user_info")},
 		{Method: http.MethodGet, Path: "/api/firmware", Access: Viewer, Handler: index("/api/firmware", "/api", "fetch", "slots", "test", "upgrade")},
 	}
 	for _, path := range []string{"/api/user_info", "/api/user/info", "/api/userinfo"} {

@@ -87,8 +87,12 @@ func (d *download) attempts(ctx context.Context) error {
 				i = d.preferred(i)
 				continue
 			}
-		} else if err = d.attempt(ctx, c); err == nil {
-			return nil
+		} else {
+			err = d.attempt(ctx, c)
+			d.count(ctx, err)
+			if err == nil {
+				return nil
+			}
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -54,6 +54,7 @@ func (d *download) install(ctx context.Context) error {
 		_, err := d.m.cfg.Store.Finish(d.f.Key, slot, rate)
 		return err
 	})
+	d.m.metrics.ended(store.Finished)
 	d.log.Info("fetch finished", "slot", slot, "bytes", m.Size, "sha256", m.SHA256)
 	return nil
 }
@@ -142,6 +143,7 @@ func (d *download) cancelled() {
 		_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
 		return err
 	})
+	d.m.metrics.ended(store.Cancelled)
 	d.log.Info("fetch cancelled", "bytes", downloaded)
 }
 
@@ -167,7 +169,9 @@ func (d *download) fail(err error) {
 		return err
 	}) {
 		d.cancelled()
+		return
 	}
+	d.m.metrics.ended(store.Failed)
 }
 
 // told are the attributes of e in the log, in the words that they have everywhere.

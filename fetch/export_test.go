@@ -11,7 +11,7 @@ func (c Config) WithHooks(installing, cleanup func(key string)) Config {
 // Recover is what Open does before any worker runs.
 func Recover(c Config) error {
 	c.Now = time.Now
-	return (&Manager{cfg: c}).recover()
+	return (&Manager{cfg: c, metrics: newMetrics()}).recover()
 }
 
 // Delay is the pause after the given round.

@@ -86,6 +86,8 @@ type Manager struct {
 	limit  *rate.Limiter // of all fetches
 	probes atomic.Int32 // that are under way
 
+	metrics *metrics
+
 	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
 	claiming sync.Mutex
 	claimed  map[string]bool // by the workers, until they are done with it
@@ -130,7 +132,7 @@ func Open(cfg Config) (*Manager, error) {
 	if len(cfg.SealKey) != SealKeySize {
 		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
 	}
-	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{}),
+	m := &Manager{cfg: cfg, metrics: newMetrics(), wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{}),
 		limit: newLimiter(cfg.RateLimit)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	recovered := make(chan struct{})
@@ -222,6 +224,9 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 	if err != nil {
 		return out, err
 	}
+	if out.Status.Final() {
+		m.metrics.ended(out.Status)
+	}
 	m.cfg.Log.Info("fetch "+string(out.Status), "key", key, "url", source.Redact(q.URL), "by", by.Name)
 	return out, nil
 }
@@ -293,6 +298,7 @@ func (m *Manager) Delete(ctx context.Context, key string, by store.Actor) (store
 	m.cfg.Log.Info("fetch deleted", "key", key, "by", by.Name, "status", f.Status)
 	switch out {
 	case store.CancelledQueued:
+		m.metrics.ended(store.Cancelled)
 		// It may have been interrupted by a restart and own a partial.
 		return out, f, m.cfg.Slots.RemovePartial(key)
 	case store.CancelRequested:

@@ -61,6 +61,9 @@ func (m *Manager) recoverRow(f store.Fetch) (keep bool, err error) {
 	case f.Phase == store.Installing:
 		if slot, ok := m.cfg.Slots.FindKey(f.Key); ok && slot.Manifest.SHA256 == f.SHA256 {
 			_, err := m.cfg.Store.Finish(f.Key, slot.ID, nil)
+			if err == nil {
+				m.metrics.ended(store.Finished)
+			}
 			return false, err
 		}
 	case f.CancelRequested:
@@ -68,6 +71,9 @@ func (m *Manager) recoverRow(f store.Fetch) (keep bool, err error) {
 			return false, err
 		}
 		_, err := m.cfg.Store.Cancelled(f.Key, f.BytesDownloaded, f.BytesTotal)
+		if err == nil {
+			m.metrics.ended(store.Cancelled)
+		}
 		return false, err
 	}
 	m.cfg.Log.Info("fetch was interrupted and is queued again", "key", f.Key, "offset", f.Checkpoint.Offset)

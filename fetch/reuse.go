@@ -64,6 +64,7 @@ func (d *download) reuse(ctx context.Context) (done bool, err error) {
 	}); err != nil {
 		return false, err
 	}
+	d.m.metrics.ended(store.Finished)
 	d.log.Info("fetch finished without a download: the image is there", "slot", s.ID)
 	return true, nil
 }

@@ -135,6 +135,7 @@ func (d *download) describe(err error, total int64) error {
 func (d *download) receive(n int) {
 	d.received += int64(n)
 	d.attemptLog.received.Add(int64(n))
+	d.m.metrics.received.Add(float64(n))
 	d.most = max(d.most, d.fl.progress.add(n))
 }
 

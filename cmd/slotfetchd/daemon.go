@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/http/httpproxy"
 
 	"slotfetch/api"
@@ -35,6 +36,8 @@ type daemon struct {
 	auth  *auth.Auth
 	api   *api.Server
 	cert  *certificate
+
+	metrics *prometheus.Registry
 
 	listeners []net.Listener
 	servers   []*http.Server
@@ -73,6 +76,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	if d.cert, err = openCertificate(cfg); err != nil {
 		return d, err
 	}
+	d.metrics = d.newMetrics()
 	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Explain: explain, Log: log})
 	if err := d.listen(); err != nil {
 		return d, err

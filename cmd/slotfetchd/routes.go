@@ -27,6 +27,7 @@ func (d *daemon) routes() []api.Route {
 		api.Route{Method: http.MethodGet, Path: "/api/info", Access: api.Public, Handler: d.handleInfo},
 		api.Route{Method: http.MethodGet, Path: "/api/setup", Access: api.Public, Handler: d.handleSetup},
 		api.Route{Method: http.MethodGet, Path: "/healthz", Access: api.Public, Handler: d.handleHealth},
+		api.Route{Method: http.MethodGet, Path: "/api/metrics", Access: api.Viewer, Handler: d.handleMetrics},
 		api.OpenAPIRoute(version),
 	)
 	return api.IndexRoutes(table)

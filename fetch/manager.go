@@ -84,7 +84,7 @@ type Manager struct {
 	group  sync.WaitGroup
 	wake   chan struct{}
 	limit  *rate.Limiter // of all fetches
-	probes atomic.Int32 // that are under way
+	probes atomic.Int32  // that are under way
 
 	metrics *metrics
 
@@ -103,7 +103,6 @@ type flight struct {
 	progress progress
 	cancel   context.CancelCauseFunc
 	limit    *rate.Limiter              // its own
-	limited  atomic.Int64               // nanoseconds that it was held back
 	closing  *time.Timer                // for the end of its window
 	attempt  atomic.Pointer[attemptLog] // nil between attempts
 }

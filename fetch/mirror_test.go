@@ -37,6 +37,14 @@ func TestDeadMirror(t *testing.T) {
 	for name, mirror := range map[string]func(*fetchtest.HTTP) string{
 		"refuses the connection": func(*fetchtest.HTTP) string { return "http://127.0.0.1:1/a.iso" },
 		"has no such file":       func(s *fetchtest.HTTP) string { return s.URL + "/missing.iso" },
+		"breaks off": func(s *fetchtest.HTTP) string {
+			cut := fetchtest.Whole(img)
+			cut.Fault, cut.After = fetchtest.FIN, 100_000
+			return s.Handle("/b.iso", cut.Serve)
+		},
+		"has a login page": func(s *fetchtest.HTTP) string {
+			return s.Handle("/b.iso", fetchtest.Raw("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n<html>Log in!</html>"))
+		},
 		"sends a part unasked": func(s *fetchtest.HTTP) string {
 			return s.Handle("/b.iso", fetchtest.Raw("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 9-9/10\r\nContent-Length: 1\r\n\r\nx"))
 		},

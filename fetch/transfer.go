@@ -1,7 +1,9 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,7 +44,7 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 }
 
 // transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
-// of another source is given up only for a stream that is there.
+// of another source is given up only for a stream that has shown something.
 func (d *download) transfer(ctx context.Context, from string, req source.Request) error {
 	offset := d.w.Offset()
 	if d.from != from {
@@ -53,7 +55,15 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		return err
 	}
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
+	in := io.Reader(stream)
 	if stream.Offset != d.w.Offset() {
+		if d.from != from && d.from != "" {
+			head, err := d.onProbation(stream)
+			if err != nil {
+				return err
+			}
+			in = io.MultiReader(bytes.NewReader(head), stream)
+		}
 		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
 		if err := d.restart(ctx); err != nil {
 			return err
@@ -76,7 +86,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit}
+	paced := &limited{ctx: ctx, r: in, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit}
 	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
@@ -101,6 +111,34 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	return d.describe(err, total)
+}
+
+// probation is how much a source has to deliver before the partial of another one is given up for it.
+const probation = 1 << 20
+
+// onProbation reads what the stream of another source begins with. One that breaks off in it, or ends with something else than
+// the image, is none.
+func (d *download) onProbation(s *source.Stream) (head []byte, err error) {
+	defer func() {
+		if err != nil {
+			d.received += int64(len(head)) // else it counts when it is read again
+		}
+	}()
+	head = make([]byte, probation)
+	n, err := io.ReadFull(s, head)
+	head = head[:n]
+	switch size := s.Validator.Size; {
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return head, err
+	case size >= 0 && int64(n) < size:
+		return head, source.NewError("broken", "The connection broke.", err)
+	}
+	if sum := fmt.Sprintf("%x", sha256.Sum256(head)); sum != d.f.SHA256 {
+		e := mismatch("SHA-256", d.f.SHA256, sum)
+		e.Message += hintHTML(head)
+		return head, e
+	}
+	return head, nil
 }
 
 // opened notes where an attempt begins.
@@ -219,9 +257,9 @@ func (d *download) verify(ctx context.Context) error {
 	default:
 		return nil
 	}
-	if d.looksLikeHTML() {
-		e.Message += " It looks like an HTML page: check the URL, and whether a login page is in the way."
-	}
+	head := make([]byte, 256)
+	n, _ := io.ReadFull(d.w.Prefix(), head)
+	e.Message += hintHTML(head[:n])
 	downloaded, total, _ := d.fl.progress.counts()
 	if err := d.restart(ctx); err != nil {
 		return err
@@ -234,8 +272,10 @@ func mismatch(name, want, got string) *source.Error {
 	return source.NewError("digest", fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got), nil)
 }
 
-func (d *download) looksLikeHTML() bool {
-	head := make([]byte, 256)
-	n, _ := io.ReadFull(d.w.Prefix(), head)
-	return source.LooksLikeHTML(head[:n])
+// hintHTML is what to say of a file that begins with head and looks like an HTML page.
+func hintHTML(head []byte) string {
+	if !source.LooksLikeHTML(head[:min(len(head), 256)]) {
+		return ""
+	}
+	return " It looks like an HTML page: check the URL, and whether a login page is in the way."
 }

@@ -65,7 +65,7 @@ func testHistories(t *testing.T) {
 			looks += len(f.seen)
 		}
 	})
-	t.Logf("%d fetches, seen %d times; %d kills and %d stops", fetched, looks, ends[syscall.SIGKILL], ends[syscall.SIGTERM])
+	t.Logf("RAN histories with %d fetches, seen %d times; %d kills and %d stops", fetched, looks, ends[syscall.SIGKILL], ends[syscall.SIGTERM])
 	if fetched == 0 || ends[syscall.SIGKILL] == 0 {
 		t.Error("nothing happened")
 	}

@@ -68,8 +68,8 @@ func TestMachinePowerCut(t *testing.T) {
 			t.Fatalf("SLOTFETCH_SEED=%d, after cut %d", seed, n+1)
 		}
 	}
-	t.Logf("SLOTFETCH_SEED=%d: %d cuts (%s), %d fetches accepted, %d went on after one; power-on to agent ready %s, the first interrupted fetch %s later at most",
-		seed, cuts, m.acceleration, x.count, interrupted, slices.Max(ready), slices.Max(append(resumed, 0)))
+	t.Logf("RAN %d cuts (%s), %d fetches accepted, %d went on after one; power-on to agent ready %s, the first interrupted fetch %s later at most; SLOTFETCH_SEED=%d",
+		cuts, m.acceleration, x.count, interrupted, slices.Max(ready), slices.Max(append(resumed, 0)), seed)
 	x.logHits(t)
 	if x.count == 0 || interrupted == 0 {
 		t.Error("no fetch was accepted, or none interrupted")

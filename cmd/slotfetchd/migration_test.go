@@ -4,10 +4,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,19 +39,11 @@ func TestMigrationPoints(t *testing.T) {
 			x.a.stop(t, syscall.SIGTERM)
 			calls := callsOf(x.a.traced(t, l.trace))
 			x.a.under = nil
-			var all []point
+			changing := map[string]int{}
 			for _, call := range []string{"write", "pwrite64", "fsync", "fdatasync", "ftruncate", "unlink"} {
-				n := calls[call]
-				for _, harm := range append([]string{"signal=KILL"}, failures(call)...) {
-					for i := range n {
-						all = append(all, point{call, harm, i + 1})
-					}
-				}
+				changing[call] = calls[call]
 			}
-			slices.SortFunc(all, compare)
-			if os.Getenv("SLOTFETCH_POINTS") != "all" {
-				all = pick(rand.New(rand.NewPCG(seed, 8)), all, setting(t, "SLOTFETCH_POINTS", 8))
-			}
+			all := choose(t, seed, changing, append(failures(), "signal=KILL"), 8)
 			before := 0
 			for _, p := range all {
 				t.Run(p.String(), func(t *testing.T) {
@@ -62,7 +52,7 @@ func TestMigrationPoints(t *testing.T) {
 					}
 				})
 			}
-			t.Logf("%d points, %d of them before the first migration was durable; calls of a thread: %v", len(all), before, calls)
+			t.Logf("RAN %d points, %d of them before a migration was durable; calls of a thread: %v", len(all), before, changing)
 		})
 	}
 }

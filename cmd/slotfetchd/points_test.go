@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -22,27 +23,14 @@ import (
 	"slotfetch/fetch/fetchtest"
 )
 
-// The calls by which the agent changes its state, and the ways in which each may fail.
-var pointErrors = map[string][]string{
-	"openat":          {"EMFILE", "EACCES", "EROFS", "ENOSPC", "ENOMEM", "EIO"},
-	"write":           {"EIO", "ENOSPC", "EDQUOT"},
-	"pwrite64":        {"EIO", "ENOSPC", "EDQUOT"},
-	"fsync":           {"EIO", "ENOSPC", "EDQUOT"},
-	"fdatasync":       {"EIO", "ENOSPC", "EDQUOT"},
-	"rename":          {"EIO", "ENOSPC", "EROFS", "EACCES"},
-	"renameat":        {"EIO", "ENOSPC", "EROFS", "EACCES"},
-	"renameat2":       {"EIO", "ENOSPC", "EROFS", "EACCES"},
-	"unlink":          {"EIO", "EROFS", "EACCES"},
-	"unlinkat":        {"EIO", "EROFS", "EACCES"},
-	"mkdirat":         {"EIO", "ENOSPC", "EROFS", "EACCES", "EDQUOT"},
-	"fallocate":       {"EIO", "ENOSPC", "EDQUOT"},
-	"sync_file_range": {"EIO", "ENOSPC"},
-	"ftruncate":       {"EIO", "ENOSPC", "EROFS"},
-	"fchmod":          {"EIO", "EROFS"},
-	"fchmodat":        {"EIO", "EROFS"},
-	"close":           {"EIO", "ENOSPC", "EDQUOT"},
-	"flock":           {"EIO", "ENOMEM"},
-}
+// pointCalls are the calls by which the agent changes its state, or keeps others off it. A write may also be one to a
+// socket, to a pipe or to the log.
+var pointCalls = []string{"openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat",
+	"mkdirat", "fallocate", "sync_file_range", "ftruncate", "fchmod", "fchmodat", "close", "flock"}
+
+// pointErrors are the ways in which each of them may fail: also those that no system has for it, because others have them
+// for one like it.
+var pointErrors = []string{"EIO", "ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "ENOMEM"}
 
 // TestKillPoints kills the agent at the nth call of each kind of its life, and TestErrorPoints has that call fail. Both
 // then start it again without harm, and nothing may be lost, wrong, left over or hung. A life begins on a state with
@@ -51,17 +39,17 @@ var pointErrors = map[string][]string{
 // SLOTFETCH_POINTS is how many points each takes at random, or "all"; SLOTFETCH_SEED repeats the choice.
 func TestKillPoints(t *testing.T) {
 	t.Parallel()
-	testPoints(t, 10, func(string) []string { return []string{"signal=KILL"} })
+	testPoints(t, 10, []string{"signal=KILL"})
 }
 
 func TestErrorPoints(t *testing.T) {
 	t.Parallel()
-	testPoints(t, 10, failures)
+	testPoints(t, 10, failures())
 }
 
 // failures are the ways in which strace can have a call fail.
-func failures(call string) (out []string) {
-	for _, e := range pointErrors[call] {
+func failures() (out []string) {
+	for _, e := range pointErrors {
 		out = append(out, "error="+e)
 	}
 	return out
@@ -86,8 +74,7 @@ func (p point) strace(trace string) []string {
 
 // countCalls is an strace that only looks; callsOf takes from its trace how many calls of each kind the busiest thread made.
 func countCalls(trace string) []string {
-	calls := slices.Sorted(maps.Keys(pointErrors))
-	return []string{"strace", "-D", "-f", "-q", "-o", trace, "-e", "trace=?" + strings.Join(calls, ",?")} // not every machine has them all
+	return []string{"strace", "-D", "-f", "-q", "-o", trace, "-e", "trace=?" + strings.Join(pointCalls, ",?")} // not every machine has them all
 }
 
 func callsOf(trace string) map[string]int {
@@ -102,25 +89,14 @@ func callsOf(trace string) map[string]int {
 	return out
 }
 
-func testPoints(t *testing.T, sample int, harms func(call string) []string) {
+func testPoints(t *testing.T, sample int, harms []string) {
 	needStrace(t)
 	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	first := newPointLab(t, seed)
 	counts := first.count()
-	var all []point
-	for call, n := range counts {
-		for _, harm := range harms(call) {
-			for i := range n {
-				all = append(all, point{call, harm, i + 1})
-			}
-		}
-	}
-	slices.SortFunc(all, compare)
-	if os.Getenv("SLOTFETCH_POINTS") != "all" {
-		all = pick(rand.New(rand.NewPCG(seed, 3)), all, setting(t, "SLOTFETCH_POINTS", sample))
-	}
+	all := choose(t, seed, counts, harms, sample)
 	t.Logf("SLOTFETCH_SEED=%d; calls of a thread in a whole life: %v", seed, counts)
-	var ran, hit atomic.Int64
+	var hits hits
 	lanes := min(3, 1+len(all)/20) // so many lives go on at a time, where -parallel allows it
 	t.Run("lane", func(t *testing.T) {
 		for lane := range lanes {
@@ -132,19 +108,68 @@ func testPoints(t *testing.T, sample int, harms func(call string) []string) {
 				}
 				for i := lane; i < len(all); i += lanes {
 					t.Run(all[i].String(), func(t *testing.T) {
-						ran.Add(1)
-						if l.suffer(t, all[i]) {
-							hit.Add(1)
-						}
+						hits.add(all[i], l.suffer(t, all[i]))
 					})
 				}
 			})
 		}
 	})
-	t.Logf("%d points, %d of them hit", ran.Load(), hit.Load())
-	if hit.Load() < ran.Load()/3 {
+	hits.report(t)
+}
+
+// hits counts points by their call, and those of them that were hit.
+type hits struct {
+	mu       sync.Mutex
+	ran, hit map[string]int
+}
+
+func (h *hits) add(p point, hit bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ran == nil {
+		h.ran, h.hit = map[string]int{}, map[string]int{}
+	}
+	h.ran[p.call]++
+	h.ran["all"]++
+	if hit {
+		h.hit[p.call]++
+		h.hit["all"]++
+	}
+}
+
+func (h *hits) report(t *testing.T) {
+	t.Helper()
+	var calls []string
+	for _, call := range pointCalls {
+		if h.ran[call] > 0 {
+			calls = append(calls, fmt.Sprintf("%s %d/%d", call, h.hit[call], h.ran[call]))
+		}
+	}
+	t.Logf("RAN %d points, %d of them hit: %s", h.ran["all"], h.hit["all"], strings.Join(calls, ", "))
+	if h.hit["all"] < h.ran["all"]/3 {
 		t.Error("too few points were hit")
 	}
+}
+
+// choose takes the points for a test: as many as SLOTFETCH_POINTS says, in an order that leaves a fair sample of each
+// call when the test is ended early.
+func choose(t *testing.T, seed uint64, counts map[string]int, harms []string, sample int) []point {
+	t.Helper()
+	var all []point
+	for call, n := range counts {
+		for _, harm := range harms {
+			for i := range n {
+				all = append(all, point{call, harm, i + 1})
+			}
+		}
+	}
+	slices.SortFunc(all, compare)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	if os.Getenv("SLOTFETCH_POINTS") == "all" {
+		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		return all
+	}
+	return pick(rng, all, setting(t, "SLOTFETCH_POINTS", sample))
 }
 
 // TestFirstStartPoints does the same to the first start, which makes database, keys, certificate and user.
@@ -158,18 +183,7 @@ func TestFirstStartPoints(t *testing.T) {
 	a.under = countCalls(trace)
 	a.start(t)
 	a.stop(t, syscall.SIGTERM)
-	var all []point
-	for call, n := range callsOf(a.traced(t, trace)) {
-		for _, harm := range append([]string{"signal=KILL"}, failures(call)...) {
-			for i := range n {
-				all = append(all, point{call, harm, i + 1})
-			}
-		}
-	}
-	slices.SortFunc(all, compare)
-	if os.Getenv("SLOTFETCH_POINTS") != "all" {
-		all = pick(rand.New(rand.NewPCG(seed, 7)), all, setting(t, "SLOTFETCH_POINTS", 6))
-	}
+	all := choose(t, seed, callsOf(a.traced(t, trace)), append(failures(), "signal=KILL"), 6)
 	t.Logf("SLOTFETCH_SEED=%d", seed)
 	for _, p := range all {
 		t.Run(p.String(), func(t *testing.T) {
@@ -189,6 +203,7 @@ func TestFirstStartPoints(t *testing.T) {
 			a.firstStart(t)
 		})
 	}
+	t.Logf("RAN %d points", len(all))
 }
 
 // pick takes n points so that each kind of call has its share, however rare it is.

@@ -61,6 +61,7 @@ func TestPowerCut(t *testing.T) {
 			l.boot(t, disk, ledgers[i-1], n%8 == 0)
 		})
 	}
+	t.Logf("RAN %d cuts of a life of %d writes and %d flushes", states, len(log)-flushes, flushes)
 }
 
 // blockMegabytes is the size of the recorded disk: small, because each state is a copy of it.
@@ -91,6 +92,7 @@ func TestDyingDisk(t *testing.T) {
 			l.boot(t, image, x.ledger(0), true)
 		})
 	}
+	t.Logf("RAN %d disks", disks)
 }
 
 // record runs life with the agent's state on a recorded disk.

@@ -49,6 +49,7 @@ func TestTorture(t *testing.T) {
 	}
 	x.drain()
 	x.logHits(t)
+	t.Logf("RAN %d kills and stops, %d fetches", kills, x.count)
 	if want := kills / 20; x.hits("committing") < want || x.hits("transferring") < want {
 		t.Errorf("too few kills hit a transfer or a commit, want %d each", want)
 	}
@@ -821,7 +822,8 @@ func (x *torture) settle() {
 func TestTortureFirstStart(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano())), 2))
-	for range max(3, setting(t, "SLOTFETCH_TORTURE", 0)/10) {
+	starts := max(3, setting(t, "SLOTFETCH_TORTURE", 0)/10)
+	for range starts {
 		a := newAgent(t, "")
 		for range 3 {
 			cmd := exec.Command(program, "--config", a.config, "serve")
@@ -832,6 +834,7 @@ func TestTortureFirstStart(t *testing.T) {
 		}
 		a.firstStart(t)
 	}
+	t.Logf("RAN %d first starts, of which three each were killed", starts)
 }
 
 // firstStart is the first start that nothing disturbs: somebody can log in and fetch, and there is no file too many.

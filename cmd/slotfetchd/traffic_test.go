@@ -72,7 +72,7 @@ func TestTortureTraffic(t *testing.T) {
 	if limit := int64(n)*trafficSize*102/100 + int64(killed)*trafficCheckpoint; total > limit {
 		t.Errorf("SLOTFETCH_SEED=%d: %d bytes sent for %d images of %d with %d kills, at most %d are allowed", seed, total, n, trafficSize, killed, limit)
 	}
-	t.Logf("SLOTFETCH_SEED=%d: %d bytes for %d images of %d with %d kills", seed, total, n, trafficSize, killed)
+	t.Logf("RAN %d kills: %d bytes sent for %d images of %d; SLOTFETCH_SEED=%d", killed, total, n, trafficSize, seed)
 	t.Logf("bytes sent twice for each kill, by fetch: %d", cost)
 }
 

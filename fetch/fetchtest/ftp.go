@@ -53,6 +53,8 @@ type Script struct {
 	Reuse bool
 	// Flood answers this command with a reply of 300 MB in many lines.
 	Flood string
+	// Then is for the sessions after the first one; nil: this one is for all.
+	Then *Script
 }
 
 // FTP is an FTP server on a real socket that follows a [Script]. It has no active mode.
@@ -140,7 +142,11 @@ func (s *Session) Release() { s.once.Do(func() { close(s.release) }) }
 func (s *FTP) serve(conn net.Conn) {
 	s.mu.Lock()
 	closed, stalled := make(chan struct{}), make(chan struct{})
-	ss := &Session{Closed: closed, Stalled: stalled, script: s.script, raw: conn, release: make(chan struct{}),
+	script := s.script
+	if script.Then != nil && len(s.seen) > 0 {
+		script = *script.Then
+	}
+	ss := &Session{Closed: closed, Stalled: stalled, script: script, raw: conn, release: make(chan struct{}),
 		closed: sync.OnceFunc(func() { close(closed) }), stalled: sync.OnceFunc(func() { close(stalled) })}
 	s.seen = append(s.seen, ss)
 	s.mu.Unlock()

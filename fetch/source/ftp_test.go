@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -240,6 +241,9 @@ func TestFTPNames(t *testing.T) {
 			if len(sent) > 0 {
 				fetchtest.Await(t, "the end of the session", sent[0].Closed)
 				commands := sent[0].Commands()
+				if !slices.Contains(commands, "TYPE I") {
+					t.Errorf("not in binary: %q", commands)
+				}
 				got = commands[len(commands)-1]
 				if got == "QUIT" || strings.HasPrefix(got, "PASV") {
 					got = commands[len(commands)-2]

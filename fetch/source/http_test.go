@@ -3,6 +3,7 @@ package source_test
 import (
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -132,6 +133,32 @@ func TestHTTPTimeouts(t *testing.T) {
 			}
 			wantOutcome(t, tc.want, got)
 			fetchtest.Await(t, "the end of the connection", s.Next(t).Closed)
+		})
+	}
+}
+
+// TestHTTPFloodMemory: what a server says without end is not kept.
+func TestHTTPFloodMemory(t *testing.T) {
+	for name, h := range map[string]fetchtest.Handler{
+		"header":       fetchtest.Flood("HTTP/1.1 200 OK\r\n", "X: y\r\n"),
+		"100-continue": fetchtest.Flood("", "HTTP/1.1 100 Continue\r\n\r\n"),
+		"trailer":      fetchtest.Flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", "X: y\r\n"),
+		"chunk header": fetchtest.Flood("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "0"),
+		"gzip bomb":    fetchtest.Flood("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08", strings.Repeat("\x00", 1000)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := fetchtest.NewHTTP(t, nil)
+			url := parse(t, s.Handle("/x.iso", h))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			got, _ := attempt(t, patient(), source.Request{URL: url}, image, 0, source.Validator{})
+			runtime.ReadMemStats(&after)
+			if got.Class == 0 {
+				t.Errorf("got %+v", got)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+				t.Errorf("%d bytes were allocated", n)
+			}
 		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -155,14 +156,46 @@ func (a *agent) launch(t *testing.T) (ready bool) {
 		_ = cmd.Wait() // stop looks at ProcessState
 		close(addresses)
 	}()
-	select {
-	case address := <-addresses:
-		a.base = "https://" + address
-		return address != ""
-	case <-time.After(cmp.Or(a.patience, fetchtest.Patience)):
-		t.Fatalf("waited in vain for the agent to be ready:\n%s", a.log)
-		return false
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for end := time.After(cmp.Or(a.patience, fetchtest.Patience)); ; {
+		select {
+		case address := <-addresses:
+			a.base = "https://" + address
+			return address != ""
+		case <-look.C:
+			// The call that fails may be the one that would tell.
+			if address := listens(cmd.Process.Pid); a.under != nil && address != "" {
+				a.base = "https://" + address
+				return true
+			}
+		case <-end:
+			t.Fatalf("waited in vain for the agent to be ready:\n%s", a.log)
+		}
 	}
+}
+
+// listens is the address of 127.0.0.1 on which a process listens, or empty.
+func listens(pid int) string {
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return ""
+	}
+	sockets, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the pattern is a good one
+	for i, name := range sockets {
+		sockets[i], _ = os.Readlink(name) // it may be gone
+	}
+	for line := range strings.Lines(string(table)) { // sl local remote state queues timers retransmits uid timeout inode
+		f := strings.Fields(line)
+		const listening = "0A"
+		if port, local := strings.CutPrefix(f[1], "0100007F:"); local && f[3] == listening && slices.Contains(sockets, "socket:["+f[9]+"]") {
+			n, err := strconv.ParseUint(port, 16, 16)
+			if err == nil {
+				return fmt.Sprint("127.0.0.1:", n)
+			}
+		}
+	}
+	return ""
 }
 
 // command is slotfetchd with the agent's configuration and environment.

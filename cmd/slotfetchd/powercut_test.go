@@ -73,13 +73,12 @@ func TestDyingDisk(t *testing.T) {
 	t.Parallel()
 	disks, seed := max(1, setting(t, "SLOTFETCH_STATES", 12)/8), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	l := newPointLab(t, seed)
-	base := ext4With(t, l.pristine, blockMegabytes)
 	rng := rand.New(rand.NewPCG(seed, 6))
 	for range disks {
 		limit := 20 + rng.IntN(100)
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
-			x := l.x
-			r := l.record(t, slices.Clone(base), limit, func(*recorder) {
+			x := l.begin(t) // which may log in again
+			r := l.record(t, ext4With(t, l.pristine, blockMegabytes), limit, func(*recorder) {
 				x.fault, x.dead = true, true
 				if x.a.launch(t) && x.script(l) {
 					_ = x.a.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
@@ -137,7 +136,8 @@ func (x *torture) boot(t *testing.T, file string, promised ledger, settle bool) 
 	open := x.closeGate()
 	defer x.a.kill()
 	x.a.start(t)
-	x.c = x.a.loginAdmin(t) // the recorded session may be too old
+	defer func(before *client) { x.c = before }(x.c)
+	x.c = x.a.loginAdmin(t) // the recorded session may be too old, and the new one is on this disk only
 	x.verify()
 	x.verifyFiles()
 	open()

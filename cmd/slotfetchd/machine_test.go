@@ -176,15 +176,22 @@ func (m *machine) first(t *testing.T, x *torture) {
 	x.a.stop(t, syscall.SIGTERM)
 }
 
-// start is power-on. It gives the time until the agent was ready.
+// start is power-on. It gives the time until the agent answered.
 func (m *machine) start(t *testing.T, x *torture) time.Duration {
 	t.Helper()
 	began := time.Now()
 	x.a.under = []string{"sh", "-c", m.command} // the agent's own command line is in there
 	x.a.start(t)
-	took := time.Since(began)
 	x.a.under, x.a.base = nil, m.base
-	return took
+	for end := time.Now().Add(fetchtest.Patience); ; time.Sleep(10 * time.Millisecond) { // QEMU's network may not be as far
+		r, err := x.c.try("GET", fetches, "")
+		if err == nil && r.code == 200 {
+			return time.Since(began)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the agent does not answer: %v %s\n%s", err, r.raw, x.a.log)
+		}
+	}
 }
 
 // examine looks at copies of the disk, so that a recovery out here is no help in there.

@@ -188,7 +188,7 @@ func TestHTTPMisbehaviour(t *testing.T) {
 		{"a byte at a time", once(with(func(f *fetchtest.File) { f.Fault, f.After, f.Pause = fetchtest.Drip, half, limit/20 })), got(2, -1),
 			func(c *source.Config, _ *fetch.Request) { c.LowSpeedTime = limit }},
 		{"body without end", always(fetchtest.Flood("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("x", 1000))),
-			given("The image has more bytes; fetch.max_size allows 3145728. Raise it in the agent's configuration if it should."),
+			given("The image has more bytes; fetch.max_size allows 3145728. Raise fetch.max_size in the agent's configuration if it should be allowed."),
 			func(c *source.Config, _ *fetch.Request) { c.MaxSize = 3 * half }},
 		{"header of 11 MB", always(fetchtest.Flood("HTTP/1.1 200 OK\r\n", "X: y\r\n")), given(malformed), nil},
 		{"flood of 100-continue", always(fetchtest.Flood("", "HTTP/1.1 100 Continue\r\n\r\n")), given(malformed), nil},

@@ -291,13 +291,14 @@ func queued(t *testing.T) {
 	r := c.do(t, "GET", c.fetch(t, slow, small.SHA256()), "").want(t, 200)
 	r.is(t, "body.status", "queued", "body.bytes_downloaded", 0, "body.bytes_total", 0, "body.attempts", 0, "body.url", slow, "body.sha256", small.SHA256())
 	for _, key := range []string{"info", "error", "slot_id", "start_time", "end_time", "phase", "bytes_per_second", "eta_seconds", "tls_verified",
-		"next_attempt_time", "retry_reason", "error_details"} {
+		"next_attempt_time", "retry_reason", "error_details", "not_before", "window", "eligible_time", "rate_limit", "checksum_url"} {
 		if v, ok := r.keys("body")[key]; !ok || v != nil {
 			t.Errorf("%s should be there and null: %s", key, r.raw)
 		}
 	}
-	if n := len(r.keys("body")); n != 20 { // the 15 of the contract, and five more
-		t.Errorf("%d keys, want 20: %s", n, r.raw)
+	r.is(t, "body.queue_position", 1, "body.priority", 0, "body.paused", false)
+	if n := len(r.keys("body")); n != 28 { // the 15 of the contract, and 13 more
+		t.Errorf("%d keys, want 28: %s", n, r.raw)
 	}
 }
 

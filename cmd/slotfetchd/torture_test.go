@@ -35,7 +35,7 @@ import (
 // verify. SLOTFETCH_TORTURE sets the number of kills, SLOTFETCH_SEED repeats a run, as far as timing lets it.
 func TestTorture(t *testing.T) {
 	t.Parallel()
-	kills := setting(t, "SLOTFETCH_TORTURE", 12)
+	kills := setting(t, "SLOTFETCH_TORTURE", 50)
 	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("SLOTFETCH_TORTURE=%d SLOTFETCH_SEED=%d", kills, seed)
 	x := newTorture(t, seed)
@@ -113,6 +113,8 @@ type accepted struct {
 	pruning bool   // a DELETE of the final entry was sent
 	pruned  bool   // and answered
 	emptied bool   // a DELETE of its slot was sent
+	held    bool   // a pause was answered, and no resume was sent since
+	pausing bool   // a pause is on its way
 }
 
 // newTorture gives the torture its origin, but no agent yet.
@@ -373,6 +375,12 @@ func (x *torture) act(rng *rand.Rand, busy bool, stop <-chan struct{}) {
 			if key := x.any(rng); key != "" {
 				wg.Go(func() { x.remove(key) }) // it may wait
 			}
+		case n == 14:
+			if key := x.unended(rng); key != "" {
+				wg.Go(func() { x.change(key, true) })
+			}
+		case n < 17:
+			x.resume()
 		}
 		time.Sleep(time.Duration(rng.Int64N(int64(pace)))) // the pace of the callers
 	}
@@ -459,6 +467,64 @@ func (x *torture) remove(key string) {
 		x.t.Errorf("%s: %s", r.what, r.raw)
 	default:
 		x.t.Errorf("%s: %d %s", r.what, r.code, r.raw)
+	}
+}
+
+// unended takes the key of a fetch that is not known to have ended, for the caller to pause.
+func (x *torture) unended(rng *rand.Rand) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var keys []string
+	for key, o := range x.orders {
+		if o.status == "" && !o.pruning && !o.cancel && !o.pausing {
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) == 0 {
+		return ""
+	}
+	slices.Sort(keys)
+	key := keys[rng.IntN(len(keys))]
+	x.orders[key].pausing = true
+	return key
+}
+
+// change pauses or resumes.
+func (x *torture) change(key string, paused bool) {
+	if !paused {
+		x.mu.Lock()
+		x.orders[key].held = false // perhaps: the answer may get lost
+		x.mu.Unlock()
+	}
+	r, err := x.c.try("PATCH", fetches+"/"+key, fmt.Sprintf(`{"paused": %v}`, paused))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.orders[key].pausing = false
+	switch {
+	case err != nil:
+	case r.code == 200 && paused && r.get("body.paused") == true:
+		x.orders[key].held = true
+	case r.code == 200, r.code == 202, r.code == 404, r.code == 409, r.code == 503, x.fault && x.excused(r):
+	default:
+		x.t.Errorf("%s: %d %s", r.what, r.code, r.raw)
+	}
+}
+
+// resume resumes all that are paused, whoever knows it.
+func (x *torture) resume() {
+	r, err := x.c.try("GET", fetches, "")
+	if err != nil || r.code != 200 {
+		return
+	}
+	for _, item := range r.get("items").([]any) {
+		row := reply{json: item}
+		x.mu.Lock()
+		o := x.orders[row.str("key")]
+		ours := o != nil && !o.pausing && row.get("body.paused") == true
+		x.mu.Unlock()
+		if ours {
+			x.change(row.str("key"), false)
+		}
 	}
 }
 
@@ -713,6 +779,8 @@ func (x *torture) verifyRows() map[string]reply {
 			continue
 		case o.cancel && row.str("body.status") != "cancelled":
 			t.Errorf("fetch %s was cancelled and is %s", key, row.str("body.status"))
+		case o.held && row.get("body.end_time") == nil && row.get("body.paused") != true:
+			t.Errorf("fetch %s was paused and is not any more", key)
 		}
 		o.pruning = false // it was a cancel, or did not get through
 		if row.str("body.status") == "cancelled" {
@@ -803,6 +871,7 @@ func (x *torture) settle() {
 	t := x.t
 	for end := time.Now().Add(3 * fetchtest.Patience); ; time.Sleep(10 * time.Millisecond) {
 		x.emptySlot(x.rng, tortureSlots-3)
+		x.resume()
 		list := x.c.do(t, "GET", fetches, "").want(t, 200)
 		x.note(list)
 		if !strings.Contains(list.raw, `"end_time":null`) {

@@ -56,9 +56,9 @@ type Route struct {
 	Method, Path string
 	Access       Access
 	Handler      Handler
-	// Wait is how long the handler may take until it has a reply, beyond what is usual; then it has to look for the end of
-	// the request's context itself.
-	Wait time.Duration
+	// Wait says how long the handler may take for a request, beyond what is usual; nil: no longer. The handler has to
+	// look for the end of the request's context itself.
+	Wait func(r *http.Request) time.Duration
 }
 
 // Reply is what a handler wants to be written.

@@ -157,11 +157,13 @@ func (s *Server) serve(p *resource) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
-		if route.Wait > 0 {
-			// Not all writers have deadlines; then there are none in the way.
-			c := http.NewResponseController(w)
-			_ = c.SetReadDeadline(time.Time{})
-			_ = c.SetWriteDeadline(time.Now().Add(route.Wait + writeLimit))
+		if route.Wait != nil {
+			if d := route.Wait(r); d > 0 {
+				// Not all writers have deadlines; then there are none in the way.
+				c, end := http.NewResponseController(w), time.Now().Add(d+writeLimit)
+				_ = c.SetReadDeadline(end)
+				_ = c.SetWriteDeadline(end)
+			}
 		}
 		reply, err := route.Handler(r)
 		if err != nil {

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -87,11 +88,11 @@ func parsePatch(o api.Object) (Change, error) {
 		case text == "last":
 			c.Place = &store.Place{Last: true}
 		default:
-			var key string
-			if n, _ := fmt.Sscanf(text, "before:%s", &key); n != 1 || uuid.Validate(key) != nil || len(key) != 36 {
+			key, ok := strings.CutPrefix(text, "before:")
+			if !ok || uuid.Validate(key) != nil || len(key) != 36 {
 				return c, api.Semantic(field, expected)
 			}
-			c.Place = &store.Place{Before: key}
+			c.Place = &store.Place{Before: strings.ToLower(key)}
 		}
 	}
 	if c == (Change{}) {

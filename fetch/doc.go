@@ -3,13 +3,17 @@
 //
 // # The life of a fetch
 //
-// POST → [ParseRequest] → store.Enqueue (durable before the 202) → a worker claims the oldest → a slot is reserved →
+// POST → [ParseRequest] → store.Enqueue (durable before the 202) → a worker claims the one whose turn it is (priority,
+// place, not paused, its time has come) → its digest is read, if the request only says where → a slot is reserved →
 // attempts: source.Open → read → hash ‖ write → checkpoints → length and digest are checked → store.BeginInstall
 // (the point of no return) → Writer.Commit (the manifest is written last) → store.Finish.
 //
 // DELETE → store.Delete decides in one transaction: a queued fetch is cancelled; a running one is marked, its worker's
 // context is cancelled with errCancelled, the partial is removed, then the row says cancelled and the caller gets
 // the answer; one that is installing goes on; a final one is pruned.
+//
+// A pause, or the end of its window, cancels the worker with errPaused or errOutside: the partial stays, the row is queued.
+// [Manager.Change] notes what is wanted, steer makes the flight follow it.
 //
 // Stopping cancels the workers with errShutdown: partial and checkpoint stay, the rows go back to the queue.
 //

@@ -45,6 +45,8 @@ type download struct {
 // run ends in exactly one of the five ways that a claimed fetch can.
 func (d *download) run(ctx context.Context) {
 	d.began = d.m.cfg.Now()
+	cp := d.f.Checkpoint
+	d.saved, d.noted, d.unread = cp.Offset, cp.Offset > 0, cp.Offset > 0 && !cp.Clean
 	switch err := d.bring(ctx); {
 	case err == nil:
 		return
@@ -77,6 +79,9 @@ func (d *download) bring(ctx context.Context) (err error) {
 		ctx, stop = context.WithTimeoutCause(ctx, began.Add(limit).Sub(d.m.cfg.Now()), source.NewError("deadline",
 			fmt.Sprintf("The fetch was not complete within %s (fetch.deadline).", limit), nil))
 		defer stop()
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // before anything is done: it was paused meanwhile, or its time is not now
 	}
 	if err := d.resolve(ctx); err != nil {
 		return err
@@ -116,6 +121,7 @@ func (d *download) prepare(ctx context.Context) error {
 	d.from, d.savedAt = cp.Source, d.m.cfg.Now()
 	verify := d.m.cfg.ResumeVerify
 	if (cp.Clean && verify != VerifyAlways || verify == VerifyNever) && d.digests.restore(cp.State) == nil {
+		d.unread = false
 		return nil
 	}
 	d.unread = true

@@ -50,10 +50,12 @@ func (d *download) install(ctx context.Context) error {
 		r := int64(float64(d.received) / took.Seconds())
 		rate = &r
 	}
-	d.record("finished", func() error {
+	if !d.record("finished", func() error {
 		_, err := d.m.cfg.Store.Finish(d.f.Key, slot, rate)
 		return err
-	})
+	}) {
+		return nil // recovery, or somebody else, has settled it
+	}
 	d.m.metrics.ended(store.Finished)
 	d.log.Info("fetch finished", "slot", slot, "bytes", m.Size, "sha256", m.SHA256)
 	return nil
@@ -98,7 +100,11 @@ func (d *download) insist(ctx context.Context, what string, change func() error)
 // fetch may run.
 func (d *download) suspend(cause error) {
 	if d.w != nil {
-		if err := d.w.Suspend(); err != nil {
+		end := d.w.Suspend
+		if d.saved == 0 && !errors.Is(cause, errShutdown) {
+			end = d.w.Abort // there is nothing to go on from
+		}
+		if err := end(); err != nil {
 			d.log.Warn("cannot keep the partial", "err", err)
 			d.saved = 0
 		}
@@ -108,7 +114,7 @@ func (d *download) suspend(cause error) {
 		if errors.Is(cause, errOutside) {
 			f, err := d.m.cfg.Store.Fetch(context.Background(), d.f.Key)
 			if err == nil {
-				err = d.m.cfg.Store.Postpone(map[string]time.Time{d.f.Key: d.m.eligible(f.Schedule)})
+				err = d.m.cfg.Store.Postpone(map[string]time.Time{d.f.Key: d.m.due(f.Schedule)})
 			}
 			if err != nil {
 				return err
@@ -139,10 +145,12 @@ func (d *download) cancelled() {
 		d.fl.progress.beat()
 		d.m.pause(d.m.ctx, time.Second)
 	}
-	d.record("cancelled", func() error {
+	if !d.record("cancelled", func() error {
 		_, err := d.m.cfg.Store.Cancelled(d.f.Key, downloaded, total)
 		return err
-	})
+	}) {
+		return
+	}
 	d.m.metrics.ended(store.Cancelled)
 	d.log.Info("fetch cancelled", "bytes", downloaded)
 }

@@ -37,16 +37,19 @@ type limited struct {
 	r      io.Reader
 	limits []*rate.Limiter
 	held   *stage
+	beat   func() // a sign of life
 }
 
 func (l *limited) Read(p []byte) (int, error) {
+	var limits []*rate.Limiter // one that comes while we read holds for the next
 	for _, limit := range l.limits {
 		if limit.Limit() != rate.Inf {
+			limits = append(limits, limit)
 			p = p[:min(len(p), max(limit.Burst(), 1))]
 		}
 	}
 	n, err := l.r.Read(p)
-	for _, limit := range l.limits {
+	for _, limit := range limits {
 		if werr := l.wait(limit, n); werr != nil {
 			return n, werr
 		}
@@ -70,6 +73,7 @@ func (l *limited) wait(limit *rate.Limiter, n int) error {
 		select {
 		case <-t.C:
 			n -= some
+			l.beat()
 		case <-l.ctx.Done():
 			t.Stop()
 			return context.Cause(l.ctx)

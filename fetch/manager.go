@@ -78,20 +78,25 @@ type hooks struct {
 
 // Manager owns the workers. It is safe for concurrent use.
 type Manager struct {
-	cfg    Config
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	group  sync.WaitGroup
-	wake   chan struct{}
-	limit  *rate.Limiter // of all fetches
-	probes atomic.Int32  // that are under way
+	cfg     Config
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	group   sync.WaitGroup
+	wake    chan struct{}
+	limit   *rate.Limiter // of all fetches
+	waiting atomic.Int32  // GETs that are held
+	clock   atomic.Int64  // how far it is from the monotonic one, in nanoseconds
+	probes  atomic.Int32  // that are under way
 
 	metrics *metrics
 
 	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
 	claiming sync.Mutex
-	claimed  map[string]bool // by the workers, until they are done with it
-	unsure   bool            // a claim failed, and may be durable all the same
+	claimed  map[string]int // by the workers, until they are done with it; the number tells claims apart
+	claims   int
+	unsure   bool // a claim failed, and may be durable all the same
+
+	steering sync.Mutex
 
 	mu      sync.Mutex
 	flights map[string]*flight
@@ -103,7 +108,7 @@ type flight struct {
 	progress progress
 	cancel   context.CancelCauseFunc
 	limit    *rate.Limiter              // its own
-	closing  *time.Timer                // for the end of its window
+	again    *time.Timer                // for the next look at its schedule
 	attempt  atomic.Pointer[attemptLog] // nil between attempts
 }
 
@@ -131,9 +136,10 @@ func Open(cfg Config) (*Manager, error) {
 	if len(cfg.SealKey) != SealKeySize {
 		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
 	}
-	m := &Manager{cfg: cfg, metrics: newMetrics(), wake: make(chan struct{}, 1), claimed: map[string]bool{}, flights: map[string]*flight{}, changed: make(chan struct{}),
+	m := &Manager{cfg: cfg, metrics: newMetrics(), wake: make(chan struct{}, 1), claimed: map[string]int{}, flights: map[string]*flight{}, changed: make(chan struct{}),
 		limit: newLimiter(cfg.RateLimit)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	m.clock.Store(cfg.Now().UnixNano() - int64(time.Since(epoch)))
 	recovered := make(chan struct{})
 	err := m.recover()
 	switch {
@@ -208,6 +214,7 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 	}
 	var out store.Fetch
 	if s := m.holder(f); s != nil {
+		f.Paused, f.EligibleAt = false, time.Time{}
 		out, err = m.cfg.Store.EnqueueFinished(f, s.ID, s.Manifest.Size, by)
 	} else {
 		out, err = m.cfg.Store.Enqueue(f, by)
@@ -354,32 +361,35 @@ func (m *Manager) Stuck(limit time.Duration) (key string, stuck bool) {
 func (m *Manager) work(p *pipeline) {
 	defer p.close() //nolint:errcheck // unmapping at the end has no consequence
 	for m.ctx.Err() == nil {
-		f, ok, err := m.claim()
+		f, number, err := m.claim()
 		if err != nil {
 			m.cfg.Log.Error("cannot claim a fetch", "err", err)
 			m.pause(m.ctx, time.Second)
 			continue
 		}
-		if !ok {
+		if number == 0 {
 			m.idle()
 			continue
 		}
 		m.rouse() // with several workers, pass the word on: one wake may stand for many rows
 		m.fly(p, f)
 		m.claiming.Lock()
-		delete(m.claimed, f.Key)
+		if m.claimed[f.Key] == number { // else another worker has it already, after a pause
+			delete(m.claimed, f.Key)
+		}
 		m.claiming.Unlock()
 	}
 }
 
-// claim hands the fetch whose turn it is to a worker; ok is false when there is none. After an error it first looks for a
+// claim hands the fetch whose turn it is to a worker; number, of the claim, is 0 when there is none. After an error it first looks for a
 // fetch that was claimed in spite of it: nobody has it in hand, and it would stay in progress for ever.
-func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
+func (m *Manager) claim() (f store.Fetch, number int, err error) {
+	ok := false
 	m.claiming.Lock()
 	defer m.claiming.Unlock()
 	if m.unsure {
 		err = m.cfg.Store.Unfinished(m.ctx, func(row store.Fetch) error {
-			if row.Status == store.InProgress && !ok && !m.claimed[row.Key] {
+			if row.Status == store.InProgress && !ok && m.claimed[row.Key] == 0 {
 				f, ok = row, true
 			}
 			return nil
@@ -393,10 +403,12 @@ func (m *Manager) claim() (f store.Fetch, ok bool, err error) {
 		f, ok, err = m.cfg.Store.Claim()
 		m.unsure = err != nil
 	}
-	if ok {
-		m.claimed[f.Key] = true
+	if !ok {
+		return f, 0, err
 	}
-	return f, ok, err
+	m.claims++
+	m.claimed[f.Key] = m.claims
+	return f, m.claims, err
 }
 
 // fly runs one claimed fetch to its end. The flight is registered before the row is read again, so that a DELETE
@@ -412,19 +424,17 @@ func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()
-		delete(m.flights, f.Key)
-		if fl.closing != nil {
-			fl.closing.Stop()
+		if m.flights[f.Key] == fl { // else another worker has it already, after a pause
+			delete(m.flights, f.Key)
+		}
+		if fl.again != nil {
+			fl.again.Stop()
 		}
 		m.mu.Unlock()
 		m.notify()
 	}()
-	if now, err := m.cfg.Store.Fetch(ctx, f.Key); err == nil {
-		if now.CancelRequested {
-			cancel(errCancelled)
-		}
-		m.steer(fl, now)
-	}
+	setLimit(fl.limit, f.RateLimit)
+	m.steer(fl, f.Key)
 	m.notify()
 	m.cfg.Log.Info("fetch started", "key", f.Key, "attempt", f.Attempts)
 	d := &download{m: m, f: f, fl: fl, pipe: p, log: m.cfg.Log.With("key", f.Key)}

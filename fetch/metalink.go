@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"slotfetch/fetch/source"
-	"slotfetch/store"
 )
 
 // This file lets the URL or a mirror of a fetch be a Metalink (RFC 5854): a list of places where the image is.
@@ -25,20 +24,11 @@ func isMetalink(u *url.URL) bool {
 // is only used to find the file in it: the digest of the request decides.
 func (d *download) expand(ctx context.Context, i int) error {
 	c := d.candidates[i]
-	d.fl.progress.set(store.Downloading, d.f.Attempts)
-	d.m.notify()
-	req := c.req
-	req.SHA256 = "" // that is the image's
-	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
-	if err != nil {
+	var files []source.MetaFile
+	err := d.document(ctx, c.req, func(s *source.Stream) (err error) {
+		files, err = readMetalink(s)
 		return err
-	}
-	defer stream.Close() //nolint:errcheck // what matters was read
-	limited := &failing{r: stream}
-	files, err := source.ParseMetalink(limited)
-	if limited.err != nil {
-		return limited.err // the connection is at fault, not the document
-	}
+	})
 	if err != nil {
 		return err
 	}
@@ -49,6 +39,16 @@ func (d *download) expand(ctx context.Context, i int) error {
 	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
 	d.log.Info("the Metalink lists places of the image", "places", len(found))
 	return nil
+}
+
+// readMetalink reads a Metalink. Its error is the connection's where that is at fault.
+func readMetalink(s *source.Stream) ([]source.MetaFile, error) {
+	limited := &failing{r: s}
+	files, err := source.ParseMetalink(limited)
+	if limited.err != nil {
+		return nil, limited.err
+	}
+	return files, err
 }
 
 // places are where the Metalink c, which lists files, has the image; at least one. Without a digest in c it must list one

@@ -43,7 +43,7 @@ func (d *download) count(ctx context.Context, err error) {
 		err = context.Cause(ctx)
 	}
 	switch {
-	case errors.Is(err, errShutdown), errors.Is(err, errCancelled):
+	case errors.Is(err, errShutdown), errors.Is(err, errCancelled), errors.Is(err, errPaused), errors.Is(err, errOutside):
 		outcome = "interrupted"
 	case err != nil:
 		fault := source.FaultOf(d.explain(err).Code)
@@ -56,5 +56,7 @@ func (d *download) count(ctx context.Context, err error) {
 func (m *Manager) Metrics() []prometheus.Collector {
 	return []prometheus.Collector{m.metrics.fetches, m.metrics.attempts, m.metrics.received,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slotfetch_running", Help: "Fetches that a worker has in hand."},
-			func() float64 { return float64(m.Running()) })}
+			func() float64 { return float64(m.Running()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slotfetch_waiting", Help: "Requests that wait for something to happen to a fetch."},
+			func() float64 { return float64(m.waiting.Load()) })}
 }

@@ -18,8 +18,13 @@ import (
 
 // This file answers for one fetch, at once or, with ?wait=N, when something about it has changed.
 
-// maxWait is the most that a GET waits.
-const maxWait = 120 * time.Second
+const (
+	// maxWait is the most that a GET waits: some clients give up after 100 s (contract section 9, rule 19).
+	maxWait = 90 * time.Second
+	// maxWaiting is how many GETs wait at a time. Each looks again at every change of any fetch. More get their answer at
+	// once, as if nobody could wait.
+	maxWaiting = 64
+)
 
 // etag names the state of a fetch. It is weak (RFC 9110, 8.8.1): what only counts or measures is left out, so that it
 // changes when something happens.
@@ -42,21 +47,11 @@ func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	f, err := m.Get(r.Context(), key)
+	ctx := context.WithoutCancel(r.Context()) // the answer to somebody who has gone is no error
+	f, err := m.Get(ctx, key)
 	known := tags(r.Header)
 	if waits && err == nil {
-		if len(known) == 0 {
-			known = []string{m.tag(f)}
-		}
-		ctx, stop := context.WithTimeout(r.Context(), wait)
-		defer stop()
-		defer context.AfterFunc(m.ctx, stop)()
-		var last store.Fetch
-		last, err = m.Wait(ctx, key, func(f store.Fetch) bool { return f.Status.Final() || !slices.Contains(known, m.tag(f)) })
-		if ctx.Err() != nil && !errors.Is(err, store.ErrNotFound) {
-			last, err = m.Get(r.Context(), key)
-		}
-		f = last
+		f, err = m.await(r.Context(), f, wait, known)
 	}
 	if errors.Is(err, store.ErrNotFound) {
 		return api.Reply{}, api.NotFound(path, key)
@@ -64,11 +59,31 @@ func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	reply, err := m.reply(r.Context(), f)
-	if err == nil && waits && slices.Contains(tags(r.Header), reply.Header.Get("Etag")) {
+	reply, err := m.reply(ctx, f)
+	if err == nil && waits && matches(known, reply.Header.Get("Etag")) {
 		reply.Status = http.StatusNotModified
 	}
 	return reply, err
+}
+
+// await gives f when its state is none of known, or without known when it is no longer what it is; or as it is after wait, or
+// when ctx or the manager ends.
+func (m *Manager) await(ctx context.Context, f store.Fetch, wait time.Duration, known []string) (store.Fetch, error) {
+	defer m.waiting.Add(-1)
+	if m.waiting.Add(1) > maxWaiting {
+		return f, nil
+	}
+	if len(known) == 0 {
+		known = []string{m.tag(f)}
+	}
+	ctx, stop := context.WithTimeout(ctx, wait)
+	defer stop()
+	defer context.AfterFunc(m.ctx, stop)()
+	last, err := m.Wait(ctx, f.Key, func(f store.Fetch) bool { return f.Status.Final() || !matches(known, m.tag(f)) })
+	if err != nil && ctx.Err() != nil && !errors.Is(err, store.ErrNotFound) {
+		return m.Get(context.WithoutCancel(ctx), f.Key)
+	}
+	return last, err
 }
 
 func (m *Manager) tag(f store.Fetch) string { return etag(m.document(f, path, nil)) }
@@ -84,6 +99,11 @@ func waitTime(r *http.Request) (d time.Duration, ok bool, err error) {
 		return 0, false, api.Semantic("wait", fmt.Sprintf("a number of seconds up to %d", maxWait/time.Second))
 	}
 	return d, true, nil
+}
+
+// matches compares weakly (RFC 9110, 8.8.3.2).
+func matches(known []string, tag string) bool {
+	return slices.ContainsFunc(known, func(k string) bool { return k == "*" || strings.TrimPrefix(k, "W/") == strings.TrimPrefix(tag, "W/") })
 }
 
 // tags are those of If-None-Match.

@@ -51,16 +51,20 @@ func dryRun(r *http.Request) (bool, error) {
 func (p Policy) checksum(o api.Object) error {
 	err := o.Required("checksum")
 	var missing *api.Error
-	if p.NoChecksum && errors.As(err, &missing) && missing.Details["found"] == nil && !o.Has("checksum") {
+	if p.DryRun && errors.As(err, &missing) && missing.Details["found"] == nil && !o.Has("checksum") {
 		return nil
 	}
 	return err
 }
 
-// dry answers a dry run.
-func (m *Manager) dry(q Request) (api.Reply, error) {
+// dry answers a dry run. It leaves a line in the log: an operator can look into a network by it.
+func (m *Manager) dry(q Request, by store.Actor) (api.Reply, error) {
 	// Not the context of the request: that ends with the server's limit for reading, and net/http cannot tell the two apart.
 	body, err := m.Probe(context.Background(), q)
+	m.cfg.Log.Info("dry run", "url", source.Redact(q.URL), "by", by.Name, "verdict", body.Verdict)
+	if errors.Is(err, errShutdown) {
+		return api.Reply{}, api.Unavailable("The agent is stopping.")
+	}
 	if errors.Is(err, errProbes) {
 		return api.Reply{}, api.Unavailable(fmt.Sprintf("%d dry runs are under way, which is all at a time. Try again when they are through.", maxProbes))
 	}
@@ -102,7 +106,27 @@ func (m *Manager) Probe(ctx context.Context, q Request) (api.ProbeBody, error) {
 		}
 		p.places(ctx)
 	}
+	if m.ctx.Err() != nil {
+		return api.ProbeBody{}, errShutdown
+	}
+	p.eta(q.Schedule.RateLimit)
 	return p.body, nil
+}
+
+// eta estimates how long the image would take at the rate of the sample, or at that of a limit.
+func (p *probe) eta(limit int64) {
+	size, rate := p.body.Size, p.body.BytesPerSecond
+	if size == nil || rate == nil {
+		return
+	}
+	r := *rate
+	for _, most := range []int64{limit, p.d.m.cfg.RateLimit} {
+		if most > 0 {
+			r = min(r, most)
+		}
+	}
+	eta := (*size + r - 1) / r
+	p.body.ETASeconds = &eta
 }
 
 // probe is one look.
@@ -153,9 +177,13 @@ func (p *probe) checksum(ctx context.Context, secrets Secrets) {
 		return
 	}
 	req, err := p.d.sumsRequest(secrets)
-	sum := ""
+	sum, safe := "", false
 	if err == nil {
-		sum, err = p.d.readSum(ctx, req)
+		sum, safe, err = p.d.readSum(ctx, req)
+	}
+	if !safe && p.d.f.TLSVerify == nil {
+		strict := true
+		p.d.f.TLSVerify = &strict
 	}
 	c := source.Check{Name: name, Result: source.OK, Message: "The checksum file has the SHA-256 of the image: " + sum + "."}
 	if err != nil {
@@ -232,10 +260,6 @@ func (p *probe) places(ctx context.Context) {
 	c := p.space()
 	p.worsen(c.Result)
 	p.body.Checks[space] = wire(nil, c)
-	if size, rate := p.body.Size, p.body.BytesPerSecond; size != nil && rate != nil {
-		eta := (*size + *rate - 1) / *rate
-		p.body.ETASeconds = &eta
-	}
 }
 
 // place looks at one of them and gives the worst that it found; Skipped if there was no time for it.

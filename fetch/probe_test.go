@@ -258,7 +258,7 @@ func TestProbesAtATime(t *testing.T) {
 	probe := func() {
 		body, err := b.fetch.Probe(context.Background(), q)
 		if err != nil {
-			t.Error(err)
+			body.Verdict = err.Error()
 		}
 		ends <- body
 	}
@@ -278,7 +278,9 @@ func TestProbesAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		fetchtest.Await(t, "the looks to end with the manager", ends)
+		if body := fetchtest.Await(t, "the looks to end with the manager", ends); body.Verdict != "the agent is stopping" {
+			t.Errorf("a look that was broken off says %+v", body)
+		}
 	}
 	fetchtest.Await(t, "the connection to end", second.Closed)
 }

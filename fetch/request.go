@@ -63,8 +63,8 @@ func (s Secrets) empty() bool {
 type Policy struct {
 	// InRoots tells whether a file URL may be opened.
 	InRoots func(*url.URL) bool
-	// NoChecksum lets checksum be left out, for a dry run.
-	NoChecksum bool
+	// DryRun is for a look only: checksum may be left out.
+	DryRun bool
 	// ValidSlot tells whether a slot is configured; Slots says which in words.
 	ValidSlot func(int) bool
 	Slots     string

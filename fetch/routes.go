@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/gorilla/mux"
@@ -23,7 +24,8 @@ func (m *Manager) Routes(p Policy) []api.Route {
 	return append(m.attemptRoutes(), []api.Route{
 		{Method: http.MethodPost, Path: path, Access: api.Operator, Handler: func(r *http.Request) (api.Reply, error) { return m.handlePost(r, p) }},
 		{Method: http.MethodGet, Path: path, Access: api.Viewer, Handler: m.handleList},
-		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet, Wait: maxWait},
+		{Method: http.MethodGet, Path: path + "/{key}", Access: api.Viewer, Handler: m.handleGet,
+			Wait: func(r *http.Request) time.Duration { d, _, _ := waitTime(r); return d }},
 		{Method: http.MethodPatch, Path: path + "/{key}", Access: api.Operator, Handler: m.handlePatch},
 		{Method: http.MethodDelete, Path: path + "/{key}", Access: api.Operator, Handler: m.handleDelete},
 	}...)
@@ -40,7 +42,7 @@ func withLinks(href, parent string) api.Meta {
 
 func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
 	var err error
-	if p.NoChecksum, err = dryRun(r); err != nil {
+	if p.DryRun, err = dryRun(r); err != nil {
 		return api.Reply{}, err
 	}
 	o, err := api.ReadObject(r)
@@ -54,8 +56,8 @@ func (m *Manager) handlePost(r *http.Request, p Policy) (api.Reply, error) {
 	if q.Idempotency, err = idempotencyKey(r.Header); err != nil {
 		return api.Reply{}, err
 	}
-	if p.NoChecksum {
-		return m.dry(q)
+	if p.DryRun {
+		return m.dry(q, actor(r))
 	}
 	f, err := m.Enqueue(q, actor(r))
 	if errors.Is(err, ErrOtherRequest) {
@@ -160,11 +162,14 @@ func changeConflict(f store.Fetch, c Change) error {
 
 // reply is the answer that shows f.
 func (m *Manager) reply(ctx context.Context, f store.Fetch) (api.Reply, error) {
-	var places map[int64]int
+	places := map[int64]int{}
 	if f.Status == store.Queued {
-		var err error
-		if places, err = m.cfg.Store.Positions(ctx); err != nil {
+		n, err := m.cfg.Store.Position(ctx, f.Key)
+		if err != nil {
 			return api.Reply{}, err
+		}
+		if n > 0 {
+			places[f.Seq] = n
 		}
 	}
 	d := m.document(f, path, places)

@@ -55,34 +55,41 @@ func (c Change) words() string {
 	return strings.Join(out, " ")
 }
 
-// Change changes the schedule of a fetch. One that is to be paused, or whose time is over, is interrupted: its partial is
+// Change changes the schedule of a fetch. One that is to be paused, or whose time is not now, is interrupted: its partial is
 // kept, and the call waits until the worker has let go of it, at most CancelWait or until ctx ends. The error is
 // [store.ErrConflict] for a fetch that is final, installing or being cancelled, or that is not queued where c has a place;
 // [store.ErrNoPlace] if the other fetch is not in the queue; [store.ErrNotFound].
 func (m *Manager) Change(ctx context.Context, key string, c Change, by store.Actor) (store.Fetch, error) {
 	f, err := m.cfg.Store.Reschedule(key, func(f store.Fetch) (store.Schedule, error) {
 		s := c.apply(f.Schedule)
-		if s.EligibleAt = m.eligible(s); s.EligibleAt.IsZero() && f.Paused && !s.Paused {
+		if s.EligibleAt = m.due(s); f.Paused && !s.Paused && !s.EligibleAt.After(m.cfg.Now()) {
 			s.EligibleAt = m.cfg.Now() // the deadline counts from here
 		}
 		return s, nil
 	}, c.Place, c.words(), by)
-	if err != nil {
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNoPlace) || errors.Is(err, store.ErrNotFound) {
 		return f, err
 	}
-	m.cfg.Log.Info("fetch changed", "key", key, "by", by.Name, "change", c.words())
+	// Also after another error, which may hide a change that is durable.
 	m.mu.Lock()
 	fl := m.flights[key]
 	m.mu.Unlock()
 	if fl != nil {
-		m.steer(fl, f)
+		m.steer(fl, key)
 	}
 	m.notify()
 	m.rouse()
-	if f.Status == store.InProgress && f.Paused {
+	if err != nil {
+		return f, err
+	}
+	m.cfg.Log.Info("fetch changed", "key", key, "by", by.Name, "change", c.words())
+	held := func(f store.Fetch) bool {
+		return f.Status == store.InProgress && (f.Paused || f.EligibleAt.After(m.cfg.Now()))
+	}
+	if held(f) {
 		ctx, stop := context.WithTimeout(ctx, m.cfg.CancelWait)
 		defer stop()
-		now, err := m.Wait(ctx, key, func(f store.Fetch) bool { return f.Status != store.InProgress || !f.Paused })
+		now, err := m.Wait(ctx, key, func(f store.Fetch) bool { return !held(f) })
 		if err == nil {
 			return now, nil
 		}
@@ -115,12 +122,20 @@ func (m *Manager) eligible(s store.Schedule) time.Time {
 	return time.Time{}
 }
 
+// due is what EligibleAt should be. A moment that has passed stays: the deadline counts from it.
+func (m *Manager) due(s store.Schedule) time.Time {
+	at := m.eligible(s)
+	if at.IsZero() && !s.EligibleAt.After(m.cfg.Now()) {
+		return s.EligibleAt
+	}
+	return at
+}
+
 // reschedule notes from when the fetches may run, where that is not what is noted: the window of all may be another one now.
 func (m *Manager) reschedule(rows []store.Fetch) error {
 	moved := map[string]time.Time{}
 	for _, f := range rows {
-		at := m.eligible(f.Schedule)
-		if !at.Equal(f.EligibleAt) && (!at.IsZero() || f.EligibleAt.After(m.cfg.Now())) {
+		if at := m.due(f.Schedule); !at.Equal(f.EligibleAt) {
 			moved[f.Key] = at
 		}
 	}
@@ -138,23 +153,41 @@ func (m *Manager) window(s store.Schedule) Window {
 	return m.cfg.Window
 }
 
-// steer applies the schedule of f, as it is now, to the flight.
-func (m *Manager) steer(fl *flight, f store.Fetch) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if fl.closing != nil {
-		fl.closing.Stop()
-	}
-	setLimit(fl.limit, f.RateLimit)
+// farthest bounds how long anybody sleeps until a moment of the clock: it may be set meanwhile.
+const farthest = time.Minute
+
+// steer applies the row of a flight, as it is now, to the flight, and does so again when its window closes.
+func (m *Manager) steer(fl *flight, key string) {
+	m.steering.Lock() // so that the last one has the newest row
+	defer m.steering.Unlock()
+	f, err := m.cfg.Store.Fetch(m.ctx, key)
+	now := m.cfg.Now()
+	var next time.Duration
 	switch {
+	case err != nil:
+		next = time.Second
+		if m.ctx.Err() == nil {
+			m.cfg.Log.Error("cannot look what is wanted of a fetch", "key", key, "err", err)
+		}
+	case f.CancelRequested:
+		fl.cancel(errCancelled)
 	case f.Paused:
 		fl.cancel(errPaused)
 	case !m.eligible(f.Schedule).IsZero():
 		fl.cancel(errOutside)
 	default:
-		if _, closes := m.window(f.Schedule).at(m.cfg.Now().Local()); !closes.IsZero() {
-			fl.closing = time.AfterFunc(closes.Sub(m.cfg.Now()), func() { fl.cancel(errOutside) })
+		setLimit(fl.limit, f.RateLimit)
+		if _, closes := m.window(f.Schedule).at(now.Local()); !closes.IsZero() {
+			next = max(min(closes.Sub(now), farthest), time.Millisecond)
 		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if fl.again != nil {
+		fl.again.Stop()
+	}
+	if m.flights[key] == fl && next > 0 {
+		fl.again = time.AfterFunc(next, func() { m.steer(fl, key) })
 	}
 }
 
@@ -165,9 +198,6 @@ func (m *Manager) rouse() {
 	default:
 	}
 }
-
-// farthest bounds the sleep of a worker before the time of a fetch, because the clock of the box may be set.
-const farthest = time.Minute
 
 // idle waits until there may be something to do.
 func (m *Manager) idle() {
@@ -188,5 +218,31 @@ func (m *Manager) idle() {
 	case <-m.wake:
 	case <-due:
 	case <-m.ctx.Done():
+		return
+	}
+	if ok {
+		m.rejudge()
+	}
+}
+
+// rejudge judges anew when the queued fetches may run if the clock was set since it last looked: what was noted was by
+// another clock.
+func (m *Manager) rejudge() {
+	offset := m.cfg.Now().UnixNano() - int64(time.Since(epoch))
+	if step := time.Duration(offset - m.clock.Swap(offset)); step.Abs() < time.Second {
+		return
+	}
+	var rows []store.Fetch
+	err := m.cfg.Store.Unfinished(m.ctx, func(f store.Fetch) error {
+		if f.Status == store.Queued && !f.EligibleAt.IsZero() {
+			rows = append(rows, store.Fetch{Key: f.Key, Schedule: f.Schedule})
+		}
+		return nil
+	})
+	if err == nil {
+		err = m.reschedule(rows)
+	}
+	if err != nil && m.ctx.Err() == nil {
+		m.cfg.Log.Error("cannot judge anew when fetches may run", "err", err)
 	}
 }

@@ -153,7 +153,7 @@ func TestWindowCloses(t *testing.T) {
 	t.Parallel()
 	img := fetchtest.NewImage(125, 8<<20)
 	srv, raw := stalled(t, img)
-	clock := &jumpy{at: time.Date(2026, 5, 4, 23, 59, 58, 0, time.Local)}
+	clock := &jumpy{at: time.Date(2026, 5, 4, 23, 0, 0, 0, time.Local)}
 	b := clockedBox(t, clock, nil)
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -164,7 +164,8 @@ func TestWindowCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.arrives(f.Key, 4<<20)
-	clock.jump(10 * time.Second) // the timer was set for two seconds
+	clock.jump(2 * time.Hour)
+	b.change(f.Key, fetch.Change{Priority: ptr(0)}) // else it looks once a minute
 	f = b.until(f.Key, func(f store.Fetch) bool { return f.Status == store.Queued })
 	if want := time.Date(2026, 5, 5, 22, 0, 0, 0, time.Local); !f.EligibleAt.Equal(want) || f.BytesDownloaded != 4<<20 {
 		t.Fatalf("it is to go on at %v: %+v", want, f)
@@ -172,7 +173,7 @@ func TestWindowCloses(t *testing.T) {
 	if got := len(srv.Requests()); got != 1 {
 		t.Fatalf("%d requests", got)
 	}
-	clock.jump(23 * time.Hour)
+	clock.jump(22 * time.Hour)
 	b.change(f.Key, fetch.Change{Priority: ptr(1)}) // wakes the worker, which else looks once a minute
 	if f = b.until(f.Key, final); f.Status != store.Finished || f.ResumedFrom != 4<<20 {
 		t.Fatalf("got %+v", f)
@@ -232,7 +233,7 @@ func TestRateLimit(t *testing.T) {
 			if took, least := time.Since(began), 1800*time.Millisecond; f.Status != store.Finished || took < least {
 				t.Errorf("%v, %+v", took, f)
 			}
-			if list, _, err := b.fetch.Attempts(t.Context(), f.Key); err != nil || len(list) != 1 || list[0].Bottleneck != "limit" {
+			if list, _, err := b.fetch.Attempts(t.Context(), f.Key); err != nil || len(list) != 1 || list[0].Limit < 1000 {
 				t.Errorf("got %+v, %v", list, err)
 			}
 		})
@@ -267,6 +268,98 @@ func TestDeadlineLeavesOutPauses(t *testing.T) {
 	clock.jump(100 * time.Hour)
 	b.change(key, fetch.Change{Paused: ptr(false)})
 	if f := b.until(key, final); f.Status != store.Finished {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// A change of something else does not begin the deadline anew, nor make it count from the first start again.
+func TestDeadlineSurvivesOtherChanges(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(129, 2<<20)
+	_, raw := stalled(t, img)
+	clock := &jumpy{at: time.UnixMilli(1_790_000_000_000)}
+	b := clockedBox(t, clock, func(c *fetch.Config) { c.Deadline = time.Hour })
+	key := b.enqueue(raw, img.SHA256())
+	b.arrives(key, 1<<20)
+	b.change(key, fetch.Change{Paused: ptr(true)})
+	_, busy := stalled(t, img) // keeps the only worker
+	other := b.enqueue(busy, img.SHA256())
+	b.arrives(other, 1<<20)
+	clock.jump(100 * time.Hour)
+	b.change(key, fetch.Change{Paused: ptr(false)})
+	b.change(key, fetch.Change{RateLimit: ptr(int64(1 << 30))})
+	b.change(key, fetch.Change{Place: &store.Place{First: true}})
+	if _, _, err := b.fetch.Delete(t.Context(), other, admin); err != nil {
+		t.Fatal(err)
+	}
+	if f := b.until(key, final); f.Status != store.Finished {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// TestClockSetBack has a window close while the clock is years ahead: when it is right again, the fetch must not wait for
+// years.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(135, 64<<10)
+	raw := fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve)
+	clock := &jumpy{at: time.Date(2035, 5, 4, 12, 0, 0, 0, time.Local)}
+	b := clockedBox(t, clock, nil)
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := b.fetch.Enqueue(fetch.Request{URL: u, SHA256: img.SHA256(), Schedule: store.Schedule{Window: "22:00-04:00"}}, admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock.jump(time.Date(2026, 5, 4, 23, 0, 0, 0, time.Local).Sub(time.Date(2035, 5, 4, 12, 0, 0, 0, time.Local)))
+	// Whatever wakes the worker; else it looks once a minute.
+	img2 := fetchtest.NewImage(136, 1000)
+	b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/b.iso", fetchtest.Whole(img2).Serve), img2.SHA256())
+	if f = b.until(f.Key, final); f.Status != store.Finished {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// TestWholeDay has a fetch with the window of the whole day run over midnight.
+func TestWholeDay(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(137, 2<<20)
+	srv, raw := stalled(t, img)
+	clock := &jumpy{at: time.Date(2026, 5, 4, 23, 0, 0, 0, time.Local)}
+	b := clockedBox(t, clock, nil)
+	key := b.enqueue(raw, img.SHA256())
+	day, err := fetch.ParseWindow("00:00-24:00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.change(key, fetch.Change{Window: &day})
+	x := srv.Next(t)
+	b.arrives(key, 1<<20)
+	clock.jump(2 * time.Hour)
+	b.change(key, fetch.Change{Priority: ptr(1)})
+	x.Release()
+	if f := b.until(key, final); f.Status != store.Finished || f.Attempts != 1 {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// TestPauseWithoutCheckpoint has a source that cannot prove anything: what came from it is not kept for the pause.
+func TestPauseWithoutCheckpoint(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(138, 2<<20)
+	half := fetchtest.File{Image: img, Fault: fetchtest.Stall, After: 1 << 20}
+	srv := fetchtest.NewHTTP(t, nil)
+	b := newBox(t, t.TempDir(), nil)
+	key := b.enqueue(srv.Handle("/a.iso", fetchtest.Sequence(half.Serve, fetchtest.Whole(img).Serve)), img.SHA256())
+	b.arrives(key, 1<<20)
+	b.change(key, fetch.Change{Paused: ptr(true)})
+	if left, err := b.slots.Partials(); err != nil || len(left) > 0 {
+		t.Errorf("%q, %v", left, err)
+	}
+	b.change(key, fetch.Change{Paused: ptr(false)})
+	if f := b.until(key, final); f.Status != store.Finished || f.ResumedFrom != 0 {
 		t.Errorf("got %+v", f)
 	}
 }

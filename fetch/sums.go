@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"time"
 
 	"slotfetch/fetch/source"
 	"slotfetch/store"
@@ -13,7 +14,7 @@ import (
 
 // This file finds the digest of a fetch whose request does not have it but names the file that does: SHA256SUMS,
 // image.iso.sha256, or a Metalink. Such a digest is worth as much as the way to that file: where a digest of the request
-// would make up for a certificate that does not verify, this one does not.
+// would make up for a certificate that does not verify, this one does only if that file came over TLS that did.
 
 // resolve notes the digest before anything else happens. From then on the fetch is like any other.
 func (d *download) resolve(ctx context.Context) error {
@@ -29,11 +30,9 @@ func (d *download) resolve(ctx context.Context) error {
 		return err
 	}
 	for round := 1; ; round++ {
-		d.fl.progress.set(store.Downloading, d.f.Attempts)
-		d.m.notify()
-		sum, err := d.readSum(ctx, req)
+		sum, safe, err := d.readSum(ctx, req)
 		if err == nil {
-			return d.noteDigest(ctx, sum)
+			return d.noteDigest(ctx, sum, safe)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -76,45 +75,65 @@ func (d *download) sumsRequest(secrets Secrets) (source.Request, error) {
 	return d.request(u, cred), nil
 }
 
-// readSum reads the file and finds the image in it.
-func (d *download) readSum(ctx context.Context, req source.Request) (string, error) {
-	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
-	if err != nil {
-		return "", err
-	}
-	defer stream.Close() //nolint:errcheck // what matters was read
+// readSum reads the file and finds the image in it. safe tells that nobody on the way could change it.
+func (d *download) readSum(ctx context.Context, req source.Request) (sum string, safe bool, err error) {
 	image, err := url.Parse(d.f.URL)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	if isMetalink(req.URL) {
-		return metalinkSum(stream, source.FileName(image))
-	}
-	text, err := io.ReadAll(io.LimitReader(stream, source.MaxSidecar+1))
-	if err != nil {
-		return "", err
-	}
-	if len(text) > source.MaxSidecar {
-		return "", source.NewError("checksum_file", fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar), nil)
-	}
-	if sum := source.SumFor(string(text), source.FileName(image), true); sum != "" {
-		return sum, nil
-	}
-	return "", noSum(source.FileName(image))
+	name := source.FileName(image)
+	err = d.document(ctx, req, func(s *source.Stream) (err error) {
+		safe = req.URL.Scheme == "file" || s.TLSVerified != nil && *s.TLSVerified
+		if isMetalink(req.URL) {
+			if isMetalink(image) {
+				name = "" // which is not that of a file in it
+			}
+			sum, err = metalinkSum(s, name)
+			return err
+		}
+		text, err := io.ReadAll(io.LimitReader(s, source.MaxSidecar+1))
+		if err != nil {
+			return err
+		}
+		if len(text) > source.MaxSidecar {
+			return source.NewError("checksum_file", fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar), nil)
+		}
+		if sum = source.SumFor(string(text), name, true); sum == "" {
+			return noSum(name)
+		}
+		return nil
+	})
+	return sum, safe, err
 }
 
-// metalinkSum is the digest of the file that is called name, or of the only one.
-func metalinkSum(r io.Reader, name string) (string, error) {
-	limited := &failing{r: r}
-	files, err := source.ParseMetalink(limited)
-	if limited.err != nil {
-		return "", limited.err
+// documentTime is for the whole of a checksum file or Metalink, which is at most a megabyte.
+const documentTime = time.Minute
+
+// document opens what is no image, but tells of one, and gives it to read.
+func (d *download) document(ctx context.Context, req source.Request, read func(*source.Stream) error) error {
+	if d.fl != nil { // else it is only a look
+		d.fl.progress.set(store.Downloading, d.f.Attempts)
+		d.m.notify()
 	}
+	ctx, stop := context.WithTimeoutCause(ctx, documentTime, source.NewError("stalled", fmt.Sprintf("It did not come within %s.", documentTime), nil))
+	defer stop()
+	req.SHA256 = "" // that is the image's
+	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close() //nolint:errcheck // what matters was read
+	return read(stream)
+}
+
+// metalinkSum is the digest of the file that is called name; without a name, of the only one.
+func metalinkSum(s *source.Stream, name string) (string, error) {
+	files, err := readMetalink(s)
 	if err != nil {
 		return "", err
 	}
 	for _, f := range files {
-		if f.SHA256 != "" && (f.Name == name || len(files) == 1) {
+		if f.SHA256 != "" && (f.Name == name || name == "" && len(files) == 1) {
 			return f.SHA256, nil
 		}
 	}
@@ -122,13 +141,20 @@ func metalinkSum(r io.Reader, name string) (string, error) {
 }
 
 func noSum(name string) *source.Error {
+	if name == "" {
+		name = "the image"
+	}
 	return source.NewError("checksum_file", fmt.Sprintf("It has no SHA-256 for %s, or several.", name), nil)
 }
 
 // noteDigest makes the digest part of the fetch, durably.
-func (d *download) noteDigest(ctx context.Context, sum string) error {
+func (d *download) noteDigest(ctx context.Context, sum string, safe bool) error {
+	if !safe && d.f.TLSVerify == nil {
+		strict := true
+		d.f.TLSVerify = &strict
+	}
 	err := d.insist(ctx, "of a known digest", func() error {
-		_, err := d.m.cfg.Store.SetDigest(d.f.Key, sum)
+		_, err := d.m.cfg.Store.SetDigest(d.f.Key, sum, d.f.TLSVerify)
 		return err
 	})
 	if errors.Is(err, store.ErrConflict) {

@@ -152,4 +152,10 @@ func TestChecksumFileTrust(t *testing.T) {
 			t.Errorf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
 		}
 	}
+	// A digest that anybody on the way could change does not make up for the certificate of the image.
+	tlsImage := fetchtest.NewHTTP(t, fetchtest.NewCA().TLS(fetchtest.Good)).Handle("/a.iso", fetchtest.Whole(img).Serve)
+	f := b.until(b.summed(tlsImage, srv.Handle("/plain/SHA256SUMS", list), func(q *fetch.Request) { q.Force = true }), final)
+	if f.Status != store.Failed || f.ErrorCode != "certificate" {
+		t.Errorf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
+	}
 }

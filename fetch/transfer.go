@@ -86,7 +86,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	paced := &limited{ctx: ctx, r: in, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit}
+	paced := &limited{ctx: ctx, r: in, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
 	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err

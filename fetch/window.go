@@ -58,6 +58,9 @@ func (w Window) at(t time.Time) (open bool, change time.Time) {
 	}
 	for day := -1; ; day++ {
 		begin, end := w.on(t, day)
+		if !begin.Before(end) {
+			continue // the clock is set forward over it
+		}
 		if t.Before(begin) {
 			return false, begin
 		}

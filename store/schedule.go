@@ -78,24 +78,22 @@ func (s *Store) Reschedule(key string, change func(f Fetch) (Schedule, error), p
 // move gives f its rank and returns the priority that goes with it. Ranks of neighbours lie 1 apart at first; when halving
 // has used up the room between two, all are numbered anew.
 func move(tx *sql.Tx, f Fetch, priority int, place Place) (int, error) {
-	set := func(query string, args ...any) error {
-		_, err := tx.Exec(`UPDATE fetches SET rank = (`+query+`) WHERE key = ?`, append(args, f.Key)...)
-		return err
-	}
 	const others = `FROM fetches WHERE status = 'queued' AND key <> ? AND priority = ?`
-	switch {
-	case place.First:
-		return priority, set(`SELECT coalesce(min(coalesce(rank, seq)), 1) - 1 `+others, f.Key, priority)
-	case place.Last:
-		return priority, set(`SELECT coalesce(max(coalesce(rank, seq)), 0) + 1 `+others, f.Key, priority)
-	}
 	for renumbered := false; ; renumbered = true {
-		var at float64
+		var at float64 // the rank of what comes after f: of the next order, if f goes to the end
 		var before sql.NullFloat64
-		err := tx.QueryRow(`SELECT priority, coalesce(rank, seq) FROM fetches WHERE status = 'queued' AND key = ? AND key <> ?`, place.Before, f.Key).
-			Scan(&priority, &at)
-		if errors.Is(err, sql.ErrNoRows) {
-			return 0, ErrNoPlace
+		var err error
+		switch {
+		case place.First:
+			err = tx.QueryRow(`SELECT coalesce(min(coalesce(rank, seq)), 1) `+others, f.Key, priority).Scan(&at)
+		case place.Last:
+			err = tx.QueryRow(`SELECT seq + 1 FROM sqlite_sequence WHERE name = 'fetches'`).Scan(&at)
+		default:
+			err = tx.QueryRow(`SELECT priority, coalesce(rank, seq) FROM fetches WHERE status = 'queued' AND key = ? AND key <> ?`, place.Before, f.Key).
+				Scan(&priority, &at)
+			if errors.Is(err, sql.ErrNoRows) {
+				return 0, ErrNoPlace
+			}
 		}
 		if err == nil {
 			err = tx.QueryRow(`SELECT max(coalesce(rank, seq)) `+others+` AND coalesce(rank, seq) < ?`, f.Key, priority, at).Scan(&before)
@@ -108,7 +106,8 @@ func move(tx *sql.Tx, f Fetch, priority int, place Place) (int, error) {
 			rank = before.Float64 + (at-before.Float64)/2
 		}
 		if rank < at && (!before.Valid || rank > before.Float64) || renumbered {
-			return priority, set(`?`, rank)
+			_, err := tx.Exec(`UPDATE fetches SET rank = ? WHERE key = ?`, rank, f.Key)
+			return priority, err
 		}
 		if _, err := tx.Exec(`UPDATE fetches SET rank = n FROM (SELECT seq AS s, row_number() OVER (ORDER BY coalesce(rank, seq), seq) AS n
 			FROM fetches WHERE status = 'queued') WHERE seq = s`); err != nil {
@@ -144,6 +143,16 @@ func (s *Store) NextEligible(ctx context.Context) (at time.Time, ok bool, err er
 	return moment(ms), ms.Valid, nil
 }
 
+// Position is the place in the queue, from 1, of the fetch with that key; 0 if its turn cannot come.
+func (s *Store) Position(ctx context.Context, key string) (n int, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT count(*) FROM fetches f, fetches q WHERE f.key = ? AND f.status = 'queued' AND f.paused = 0
+		AND q.status = 'queued' AND q.paused = 0 AND (-q.priority, coalesce(q.rank, q.seq), q.seq) <= (-f.priority, coalesce(f.rank, f.seq), f.seq)`, key).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read the queue: %w", err)
+	}
+	return n, nil
+}
+
 // Positions are the places in the queue, from 1, of the fetches whose turn may come, by Seq.
 func (s *Store) Positions(ctx context.Context) (map[int64]int, error) {
 	rows, err := s.r.QueryContext(ctx, `SELECT seq FROM fetches WHERE `+waiting+` ORDER BY `+order)
@@ -162,9 +171,9 @@ func (s *Store) Positions(ctx context.Context) (map[int64]int, error) {
 	return out, rows.Err()
 }
 
-// SetDigest notes the SHA-256 of a fetch that began without one. It may be repeated.
-func (s *Store) SetDigest(key, sha256 string) (Fetch, error) {
-	return s.change("note the digest of", key, `sha256 = ?1`, running+` AND coalesce(sha256, ?1) = ?1`, sha256)
+// SetDigest notes the SHA-256 of a fetch that began without one, and its policy for certificates. It may be repeated.
+func (s *Store) SetDigest(key, sha256 string, tlsVerify *bool) (Fetch, error) {
+	return s.change("note the digest of", key, `sha256 = ?1, tls_verify = ?2`, running+` AND coalesce(sha256, ?1) = ?1`, sha256, tlsVerify)
 }
 
 // nullMillis is t for a column; the zero time is NULL.

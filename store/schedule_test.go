@@ -64,10 +64,34 @@ func TestOrder(t *testing.T) {
 		if got := queue(t, s); got != step.want {
 			t.Fatalf("%+v: %s, want %s", step, got, step.want)
 		}
+		for i, key := range step.want {
+			if n := must[int](t)(s.Position(t.Context(), string(key))); n != i+1 {
+				t.Errorf("%c is %d of %s", key, n, step.want)
+			}
+		}
 	}
-	enqueue(t, s, "f") // behind those of its priority, before the lower one
+	must[store.Fetch](t)(reschedule(s, "d", nil, &store.Place{Last: true}))
+	enqueue(t, s, "f") // behind those of its priority that were here, before the lower one
 	for _, key := range "acedfb" {
 		claim(t, s, string(key))
+	}
+}
+
+// Whoever is moved to the end stays before what comes later, however often that happens.
+func TestLastIsNotAfterTheNext(t *testing.T) {
+	t.Parallel()
+	s, _ := fresh(t)
+	for _, key := range "ab" {
+		enqueue(t, s, string(key))
+	}
+	for i := range 80 {
+		must[store.Fetch](t)(reschedule(s, string("ab"[i%2]), nil, &store.Place{Last: true}))
+	}
+	for _, key := range "cd" {
+		enqueue(t, s, string(key))
+	}
+	if got := queue(t, s); got != "abcd" {
+		t.Errorf("got %s", got)
 	}
 }
 
@@ -171,16 +195,16 @@ func TestSetDigest(t *testing.T) {
 	t.Parallel()
 	s, _ := fresh(t)
 	must[store.Fetch](t)(s.Enqueue(store.Fetch{Key: "k", URL: "https://h/a.iso", ChecksumURL: "https://h/SHA256SUMS"}, admin))
-	if _, err := s.SetDigest("k", "aa"); !errors.Is(err, store.ErrConflict) {
+	if _, err := s.SetDigest("k", "aa", nil); !errors.Is(err, store.ErrConflict) {
 		t.Error("a queued fetch takes a digest:", err)
 	}
 	claim(t, s, "k")
 	for range 2 { // a COMMIT that reports an error may be durable
-		if f, err := s.SetDigest("k", "aa"); err != nil || f.SHA256 != "aa" || f.ChecksumURL != "https://h/SHA256SUMS" {
+		if f, err := s.SetDigest("k", "aa", ptr(true)); err != nil || f.SHA256 != "aa" || f.TLSVerify == nil || !*f.TLSVerify || f.ChecksumURL != "https://h/SHA256SUMS" {
 			t.Errorf("got %+v, %v", f, err)
 		}
 	}
-	if _, err := s.SetDigest("k", "bb"); !errors.Is(err, store.ErrConflict) {
+	if _, err := s.SetDigest("k", "bb", nil); !errors.Is(err, store.ErrConflict) {
 		t.Error("another digest is taken:", err)
 	}
 }

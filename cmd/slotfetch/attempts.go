@@ -135,6 +135,8 @@ func diagnosis(f api.FetchBody, list []api.Attempt) string {
 		return limiting(*last, "was what limited it")
 	case f.Status == "finished":
 		return "It finished."
+	case turn(f) == "paused":
+		return "It is paused."
 	case f.Status == "queued" && last != nil && last.Error != nil:
 		return "It is queued again: " + within(*last.Error) + "."
 	case f.Status == "queued":
@@ -143,6 +145,8 @@ func diagnosis(f api.FetchBody, list []api.Attempt) string {
 		return fmt.Sprintf("It waits: %s; next attempt at %s.", within(text(f.RetryReason)), moment(f.NextAttemptTime))
 	case stage(f) != "downloading":
 		return fmt.Sprintf("All bytes are here: it is %s.", stage(f))
+	case last == nil && f.ChecksumURL != nil && f.SHA256 == nil:
+		return "It reads the checksum file."
 	case last == nil || last.EndTime != nil:
 		return "The next attempt is about to begin."
 	case last.Bottleneck == nil || last.BytesReceived == 0:

@@ -124,8 +124,8 @@ func (a *app) pauseCommand() *cobra.Command {
 		SuggestFor: []string{"hold", "suspend"},
 		Short:      "Let fetches wait until they are resumed",
 		Long: `Pause fetches. One that is being downloaded closes its connection, keeps what it has, and is
-queued again; another fetch may run meanwhile. A pause outlives a restart of the box, and does
-not count for its limit of time (fetch.deadline). Resume it with: slotfetch resume KEY`,
+queued again; another fetch may run meanwhile. A pause outlives a restart of the box; after it
+the limit of time (fetch.deadline) begins anew. Resume it with: slotfetch resume KEY`,
 		Example:           "  slotfetch pause 3b0a",
 		Args:              wants(1, -1),
 		ValidArgsFunction: a.completeKeys(live, true),

@@ -163,6 +163,10 @@ func TestCanaries(t *testing.T) {
 	queued = append(queued, post(inside(server.Handle("/malformed.iso", fetchtest.Redirect("http://"+u+":"+p+"@[::1/?"+querySecret)), u, p)))
 	u, p = k.credentials("of garbage")
 	queued = append(queued, post(inside(server.Handle("/garbage.iso", fetchtest.Raw("SSH-2.0-"+u+p+querySecret+"\r\n\r\n")), u, p)))
+	sums, u, p := protected("/SHA256SUMS", "of the checksum file", fetchtest.Raw("HTTP/1.1 200 OK\r\n\r\n"+strings.Repeat("0", 64)+"  other.iso\n"))
+	queued = append(queued, post(given, "checksum", map[string]string{"url": inside(sums, u, p)}))
+	look, u, p := protected("/look.iso", "of a dry run", fetchtest.Whole(small).Serve)
+	k.do(c, "POST", fetches+"?dry_run=true", order(inside(look, u, p), small.SHA256(), "force", true)).want(t, 200).is(t, "body.verdict", "warning") // clear text
 	u, p = k.credentials("of a bad request")
 	for _, body := range []string{
 		order("gopher://"+u+":"+p+"@h/x?"+querySecret, small.SHA256()),

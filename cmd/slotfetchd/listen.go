@@ -121,6 +121,7 @@ func (d *daemon) add(l net.Listener) {
 		WriteTimeout:      90 * time.Second, // a DELETE waits for 30 s
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 32}, // a connection counts as one
 		ErrorLog:          log.New(serverLog{d.log}, "", 0),
 	}
 	if l.Addr().Network() == "unix" {

@@ -2,6 +2,8 @@ package main_test
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,7 +154,7 @@ func TestLongPoll(t *testing.T) {
 	// Without wait it is no matter of caching; another tag is another state.
 	c.do(t, "GET", job, "", "If-None-Match", tag).want(t, 200)
 	c.do(t, "GET", job+"?wait=60", "", "If-None-Match", `W/"000000000000000000000000"`).want(t, 200)
-	for _, bad := range []string{"121", "-1", "x", "", "1.5", "1e3"} {
+	for _, bad := range []string{"91", "-1", "x", "", "1.5", "1e3"} {
 		c.do(t, "GET", job+"?wait="+bad, "").fails(t, 400, "SemanticError", "wait")
 	}
 	// It comes when something happens: here three calls wait for the end.
@@ -179,17 +181,45 @@ func TestLongPoll(t *testing.T) {
 		t.Errorf("a final fetch is waited for: %v", took)
 	}
 
-	// A stop of the agent does not wait for those who wait, nor does a prune.
+	// It ends when the fetch is cancelled, and pruned; and a stop of the agent does not wait for it.
 	_, job = halfway(t, c)
-	go func() { answers <- c.do(t, "GET", job+"?wait=120", "") }()
+	path := job
+	hold := func() {
+		r, err := http.NewRequest("GET", a.base+path+"?wait=90", nil)
+		check(t, err)
+		r.Header.Set("Cookie", c.cookie)
+		go func() {
+			resp, err := c.http.Do(r)
+			if err != nil {
+				answers <- reply{what: err.Error()}
+				return
+			}
+			defer resp.Body.Close()
+			raw, _ := io.ReadAll(resp.Body)
+			answers <- reply{what: path, code: resp.StatusCode, raw: string(raw)}
+		}()
+		c.await(t, path, "there", func(reply) bool { return strings.Contains(a.metric(t, c), "slotfetch_waiting 1") })
+	}
+	hold()
 	c.do(t, "DELETE", job, "").want(t, 200)
-	(<-answers).want(t, 200).is(t, "body.status", "cancelled")
+	if r := <-answers; r.code != 200 || !strings.Contains(r.raw, `"cancelled"`) {
+		t.Errorf("got %+v", r)
+	}
 	_, job = halfway(t, c)
+	path = job
+	hold()
 	began = time.Now()
 	a.restart(t, syscall.SIGTERM)
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("the restart took %v", took)
 	}
+	<-answers
+}
+
+// metric is what the agent tells of itself.
+func (a *agent) metric(t *testing.T, c *client) string {
+	t.Helper()
+	return c.do(t, "GET", "/api/metrics", "").want(t, 200).raw
 }
 
 func TestChecksumURL(t *testing.T) {

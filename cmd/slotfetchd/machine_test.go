@@ -99,7 +99,9 @@ func newMachine(t *testing.T, x *torture) *machine {
 	cache := os.Getenv("SLOTFETCH_GUEST")
 	if cache == "" {
 		dir, err := os.UserCacheDir()
-		check(t, err)
+		if err != nil {
+			t.Skipf("SKIPPED %s: %v", t.Name(), err)
+		}
 		cache = filepath.Join(dir, "slotfetch", "guest")
 	}
 	kernel := filepath.Join(cache, "vmlinuz")

@@ -24,18 +24,19 @@ import (
 func TestHistories(t *testing.T) {
 	t.Parallel()
 	const agents = 2
-	check(t, flag.Set("rapid.checks", strconv.Itoa(max(1, setting(t, "SLOTFETCH_HISTORIES", 200)/agents))))
+	histories := max(1, setting(t, "SLOTFETCH_HISTORIES", 200)/agents)
+	check(t, flag.Set("rapid.checks", strconv.Itoa(histories)))
 	check(t, flag.Set("rapid.nofailfile", "true"))
 	check(t, flag.Set("rapid.shrinktime", "10s"))
 	for n := range agents {
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
 			t.Parallel()
-			testHistories(t)
+			testHistories(t, histories)
 		})
 	}
 }
 
-func testHistories(t *testing.T) {
+func testHistories(t *testing.T, histories int) {
 	a := startAgent(t, "[slots]\ncount = 64\nreserve = 0\n[fetch]\nworkers = 2\nretry_initial = \"5ms\"\nretry_rounds = 3\n")
 	c := a.loginAdmin(t)
 	login := time.Now()
@@ -65,9 +66,9 @@ func testHistories(t *testing.T) {
 			looks += len(f.seen)
 		}
 	})
-	t.Logf("RAN histories with %d fetches, seen %d times; %d kills and %d stops", fetched, looks, ends[syscall.SIGKILL], ends[syscall.SIGTERM])
-	if fetched == 0 || ends[syscall.SIGKILL] == 0 {
-		t.Error("nothing happened")
+	t.Logf("RAN %d histories with %d fetches, seen %d times; %d kills and %d stops", histories, fetched, looks, ends[syscall.SIGKILL], ends[syscall.SIGTERM])
+	if histories >= 50 && (fetched < histories || ends[syscall.SIGKILL] < histories/10) {
+		t.Error("too little happened")
 	}
 }
 

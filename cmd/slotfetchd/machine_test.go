@@ -71,8 +71,8 @@ func TestMachinePowerCut(t *testing.T) {
 	t.Logf("RAN %d cuts (%s), %d fetches accepted, %d went on after one; power-on to agent ready %s, the first interrupted fetch %s later at most; SLOTFETCH_SEED=%d",
 		cuts, m.acceleration, x.count, interrupted, slices.Max(ready), slices.Max(append(resumed, 0)), seed)
 	x.logHits(t)
-	if x.count == 0 || interrupted == 0 {
-		t.Error("no fetch was accepted, or none interrupted")
+	if cuts >= 20 && (interrupted < cuts/10 || x.count < cuts) {
+		t.Error("too few fetches were accepted, or interrupted")
 	}
 }
 

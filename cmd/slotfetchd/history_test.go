@@ -18,7 +18,7 @@ import (
 	"slotfetch/fetch/fetchtest"
 )
 
-// TestHistories has concurrent callers order, look, list, cancel and prune while the agent is killed and started again,
+// TestHistories has concurrent callers order, look, list, pause, resume, cancel and prune while the agent is killed and started again,
 // and holds all that they saw against the life of a fetch: see history.judge. SLOTFETCH_HISTORIES is how many histories
 // there are; -rapid.seed repeats one, as far as timing lets it.
 func TestHistories(t *testing.T) {
@@ -80,7 +80,7 @@ type life struct {
 	end     syscall.Signal
 }
 
-// step is one request. A pause or a resume of a fetch would be another do, and allowed would know what they may change.
+// step is one request.
 type step struct {
 	do    string
 	what  int // which image, or which fetch
@@ -90,7 +90,7 @@ type step struct {
 func drawLife(rt *rapid.T) life {
 	pace := rapid.IntRange(0, 4)
 	one := rapid.Custom(func(rt *rapid.T) step {
-		return step{rapid.SampledFrom([]string{"post", "post", "get", "get", "list", "delete", "delete"}).Draw(rt, "do"),
+		return step{rapid.SampledFrom([]string{"post", "post", "post", "get", "get", "list", "delete", "delete", "pause", "pause", "resume"}).Draw(rt, "do"),
 			rapid.IntRange(0, 63).Draw(rt, "what"), time.Duration(pace.Draw(rt, "after")) * time.Millisecond}
 	})
 	return life{
@@ -188,6 +188,7 @@ type told struct {
 	kind    int
 	seen    []look
 	deletes []deletion
+	pauses  []pausing
 }
 
 // look is a status that was seen between begin and end; gone stands for no such fetch.
@@ -206,6 +207,14 @@ type deletion struct {
 	begin, end time.Time
 	life, code int
 	pruned     bool
+}
+
+// pausing is a PATCH that pauses or resumes; code 0 stands for no answer.
+type pausing struct {
+	begin, end time.Time
+	life, code int
+	paused     bool
+	effective  bool // it was answered that the fetch is queued and paused: else it may have ended before, or be about to pause
 }
 
 func (l look) String() string { return strings.TrimSpace(l.status+" "+l.phase) + " by " + l.how }
@@ -249,8 +258,11 @@ func (h *history) step(s step) bool {
 	}
 	key := h.keys[s.what%len(h.keys)]
 	h.mu.Unlock()
-	if s.do == "get" {
+	switch s.do {
+	case "get":
 		return h.get(key)
+	case "pause", "resume":
+		return h.pause(key, s.do == "pause")
 	}
 	return h.delete(key)
 }
@@ -344,6 +356,27 @@ func (h *history) delete(key string) bool {
 	return true
 }
 
+func (h *history) pause(key string, paused bool) bool {
+	h.mu.Lock()
+	p := pausing{begin: time.Now(), life: h.life, paused: paused}
+	h.fetches[key].pauses = append(h.fetches[key].pauses, p)
+	i := len(h.fetches[key].pauses) - 1
+	h.mu.Unlock()
+	r, err := h.c.try("PATCH", fetches+"/"+key, fmt.Sprintf(`{"paused": %v}`, paused))
+	if err != nil || r.code == 503 {
+		return false
+	}
+	if r.code != 409 {
+		h.saw(key, p.begin, r, "PATCH")
+	}
+	p.end, p.code = time.Now(), r.code
+	p.effective = paused && r.code == 200 && r.str("body.status") == "queued" && r.get("body.paused") == true
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fetches[key].pauses[i] = p
+	return true
+}
+
 // list takes down what it says of all, and gives it; nil if there was no answer.
 func (h *history) list() map[string]reply {
 	h.mu.Lock()
@@ -374,10 +407,16 @@ func (h *history) list() map[string]reply {
 	return rows
 }
 
-// settle waits until all have ended, and looks once more at each.
+// settle resumes all, waits until all have ended, and looks once more at each.
 func (h *history) settle() {
 	for end := time.Now().Add(fetchtest.Patience); ; time.Sleep(5 * time.Millisecond) {
-		if rows := h.list(); rows != nil && unfinished(rows) == 0 {
+		rows := h.list()
+		for key, row := range rows {
+			if row.get("body.paused") == true {
+				h.pause(key, false)
+			}
+		}
+		if rows != nil && unfinished(rows) == 0 {
 			break
 		} else if time.Now().After(end) {
 			h.t.Fatalf("fetches that do not end: %v", rows)
@@ -420,15 +459,16 @@ func (h *history) do(method, path string) reply {
 	return r
 }
 
-// allowed tells whether a fetch that was seen as a may be seen as b later; restarted, if the agent was started between.
-func allowed(a, b look, restarted bool) bool {
+// allowed tells whether a fetch that was seen as a may be seen as b later; restarted, if the agent was started between,
+// paused, if it may have been paused.
+func allowed(a, b look, restarted, paused bool) bool {
 	switch a.status {
 	case "queued":
 		return true
 	case "in-progress":
 		switch {
 		case b.status == "queued":
-			return restarted
+			return restarted || paused && a.phase != "installing"
 		case a.phase == "installing" && !restarted:
 			return b.phase == "installing" || b.status != "in-progress" && b.status != "cancelled"
 		}
@@ -439,8 +479,8 @@ func allowed(a, b look, restarted bool) bool {
 	return b.status == a.status || b.status == gone
 }
 
-// judge holds what was seen against the life of a fetch: its status moves forward, but for one step back by a restart;
-// what ended stays as it ended; what was accepted is there until somebody prunes it, once; a DELETE does what it answers;
+// judge holds what was seen against the life of a fetch: its status moves forward, but for one step back by a restart or
+// a pause; what is paused stays queued until it is resumed; what ended stays as it ended; what was accepted is there until somebody prunes it, once; a DELETE does what it answers;
 // and each ends in a way that fits its image.
 func (h *history) judge() (bad []string) {
 	bad = h.strays
@@ -453,18 +493,46 @@ func (h *history) judge() (bad []string) {
 		}
 		for _, a := range f.seen {
 			for _, b := range f.seen {
-				if later := a.life < b.life || a.life == b.life && a.end.Before(b.begin); later && !allowed(a, b, a.life != b.life) {
+				if later := a.life < b.life || a.life == b.life && a.end.Before(b.begin); later && !allowed(a, b, a.life != b.life, f.paused(a, b)) {
 					wrongly("%v, later %v", a, b)
 				}
 			}
 		}
 		f.judgeDeletes(wrongly)
+		f.judgePauses(wrongly)
 		ends := map[int][]string{fine: {"finished"}, slowly: {"finished"}, busyOnce: {"finished"}, wrong: {"failed"}, missing: {"failed"}}[f.kind]
 		if last := f.seen[len(f.seen)-1].status; last != gone && !slices.Contains(ends, last) && !(last == "cancelled" && len(f.deletes) > 0) {
 			wrongly("it is %s, with %d DELETEs", last, len(f.deletes))
 		}
 	}
 	return bad
+}
+
+// paused tells whether a pause can have had its effect after a and before b.
+func (f *told) paused(a, b look) bool {
+	return slices.ContainsFunc(f.pauses, func(p pausing) bool {
+		over := p.effective && p.life == a.life && p.end.Before(a.begin)
+		return p.paused && p.code != 409 && p.code != 404 && !over && !p.begin.After(b.end)
+	})
+}
+
+func (f *told) judgePauses(wrongly func(format string, args ...any)) {
+	for _, p := range f.pauses {
+		if !p.effective {
+			continue
+		}
+		var resumed time.Time // at the earliest
+		for _, r := range f.pauses {
+			if !r.paused && (r.code == 0 || r.end.After(p.begin)) && (resumed.IsZero() || r.begin.Before(resumed)) {
+				resumed = r.begin
+			}
+		}
+		for _, s := range f.seen {
+			if p.end.Before(s.begin) && (resumed.IsZero() || s.end.Before(resumed)) && (s.status == "in-progress" || s.status == "finished" || s.status == "failed") {
+				wrongly("paused, later %v", s)
+			}
+		}
+	}
 }
 
 func (f *told) judgeDeletes(wrongly func(format string, args ...any)) {

@@ -68,6 +68,7 @@ func (l *pointLab) migrate(t *testing.T, p point) (left int) {
 	}()
 	x.closeGate()
 	x.a.under = p.strace(l.trace)
+	x.fault = strings.HasPrefix(p.harm, "error=") // the interrupted fetch may be the one whose call fails
 	if x.a.launch(t) {
 		_ = x.a.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
 	}

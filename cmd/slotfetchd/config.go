@@ -23,6 +23,9 @@ type config struct {
 	Egress   egressConfig `toml:"egress"`
 	Proxy    proxyConfig  `toml:"proxy"`
 	Info     infoConfig   `toml:"info"`
+
+	Upgrade  upgradeConfig  `toml:"upgrade"`
+	Activate activateConfig `toml:"activate"`
 }
 
 type apiConfig struct {
@@ -87,6 +90,20 @@ type proxyConfig struct {
 type infoConfig struct {
 	Nickname    string `toml:"nickname"`
 	SupportLink string `toml:"support_link"`
+}
+
+type upgradeConfig struct {
+	AllowDowngrade   bool `toml:"allow_downgrade"`
+	RequireCommitLog bool `toml:"require_commit_log"`
+}
+
+type activateConfig struct {
+	Hooks         string   `toml:"hooks"`
+	HookTimeout   duration `toml:"hook_timeout"`
+	HealthTimeout duration `toml:"health_timeout"`
+	StateDir      string   `toml:"state_dir"`
+	BootIDFile    string   `toml:"boot_id_file"`
+	CmdlineFile   string   `toml:"cmdline_file"`
 }
 
 // prefix is a netip.Prefix; an address without a length stands for itself alone.
@@ -165,6 +182,8 @@ func defaults() config {
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
 			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean",
 			CheckpointBytes: 128 << 20, CheckpointInterval: duration(10 * time.Second)},
+		Activate: activateConfig{Hooks: "/usr/lib/slotfetch/hooks/null", HookTimeout: duration(5 * time.Minute), HealthTimeout: duration(5 * time.Minute),
+			StateDir: "/var/lib/slotfetch-activate", BootIDFile: "/proc/sys/kernel/random/boot_id", CmdlineFile: "/proc/cmdline"},
 	}
 }
 
@@ -207,6 +226,10 @@ func (c config) check() error {
 	want((c.API.TLSCert == "") == (c.API.TLSKey == ""), "api.tls_cert and api.tls_key belong together: give both or neither")
 	if _, err := source.New(source.Config{Egress: c.Egress.policy()}); err != nil {
 		errs = append(errs, fmt.Errorf("egress.allow or egress.deny: %w", err))
+	}
+	for name, path := range map[string]string{"hooks": c.Activate.Hooks, "state_dir": c.Activate.StateDir, "boot_id_file": c.Activate.BootIDFile,
+		"cmdline_file": c.Activate.CmdlineFile} {
+		want(filepath.IsAbs(path), "activate.%s must be an absolute path, not %q", name, path)
 	}
 	for _, root := range c.Fetch.FileRoots {
 		want(filepath.IsAbs(root), "fetch.file_roots must hold absolute paths, not %q", root)

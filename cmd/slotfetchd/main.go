@@ -90,7 +90,7 @@ variables such as SLOTFETCH_SLOTS__COUNT=3, --set slots.count=3. "slotfetchd con
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "slotfetchd", version) },
 	}
-	root.AddCommand(serve, configCommand(settings), userCommand(load), dbCommand(load), versionCmd)
+	root.AddCommand(serve, configCommand(settings), userCommand(load), dbCommand(load), activateCommand(load), versionCmd)
 	return root
 }
 

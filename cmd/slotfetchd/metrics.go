@@ -25,7 +25,7 @@ func (d *daemon) newMetrics() *prometheus.Registry {
 	r.MustRegister(d.fetch.Metrics()...)
 	r.MustRegister(stock{d}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		constant("slotfetch_build_info", "Always 1; the labels say what runs.", prometheus.Labels{"version": version, "goversion": runtime.Version()}, 1),
-		// The process collector takes its own from /proc/stat, which ProcSubset=pid hides.
+		// The process collector takes its own from /proc/stat, which a sandbox may hide (ProcSubset=pid).
 		constant("slotfetch_start_time_seconds", "When the agent started, in seconds since 1970.", nil, float64(time.Now().UnixMilli())/1000))
 	return r
 }

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"slotfetch/slots"
+)
+
+// activateDir is where agent and root side meet, below state_dir.
+const activateDir = "activate"
+
+// activateCommand is the root side of an upgrade: systemd starts it when the agent has left a request.
+func activateCommand(load loader) *cobra.Command {
+	return &cobra.Command{
+		Use: "activate", Short: "Do as root what the agent has asked for: tell the boot loader, confirm, go back",
+		Long: `Do as root what the agent has asked for in state_dir/activate/request.json: let the boot loader boot a slot once,
+make the slot that runs the default when the box is healthy, or go back to the previous one. Nothing in the request is
+taken on trust. The work is done by the programs in activate.hooks. Without a request nothing happens.
+
+slotfetch-activate.path starts it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := load(cmd)
+			if err != nil {
+				return err
+			}
+			log, backlog := newLog(cmd.ErrOrStderr())
+			defer backlog.Close()
+			return (&rootSide{cfg: cfg, log: log}).run(cmd.Context())
+		},
+	}
+}
+
+// rootSide does one request.
+type rootSide struct {
+	cfg   config
+	log   *slog.Logger
+	hooks hooks
+}
+
+// run answers the request that is there. The result is durable before the request goes, and that before a reboot; so a
+// power cut in between has it answered once more, which the hooks allow. An error is also what the request came to.
+func (r *rootSide) run(ctx context.Context) error {
+	handover, err := slots.OpenHandover(r.cfg.StateDir, activateDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot open the directory of requests: %w", err)
+	}
+	defer handover.Close() //nolint:errcheck // it was only looked into
+	unlock, err := handover.Lock()
+	if err != nil {
+		return fmt.Errorf("cannot lock the directory of requests: %w", err)
+	}
+	defer unlock()
+
+	request, err := handover.Request()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	result := slots.Result{ID: request.ID, Action: request.Action}
+	reboot := false
+	if err == nil {
+		if last, lerr := handover.Result(); lerr == nil && last.ID == request.ID && last.Action == request.Action {
+			r.log.Info("the request was answered before", "request", request.ID, "action", request.Action)
+			return handover.RemoveRequest()
+		}
+		r.log.Info("request", "request", request.ID, "action", request.Action, "slot", request.SlotID, "reboot", request.Reboot)
+		reboot, err = r.perform(ctx, request)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted; the request stays: %w", ctx.Err())
+	}
+	result.OK, result.Time = err == nil, time.Now().UTC().Truncate(time.Second)
+	if err != nil {
+		result.Message = err.Error()
+	}
+	result.BootID = bootID(r.cfg)
+	if result.ID != "" {
+		if werr := handover.WriteResult(result); werr != nil {
+			return errors.Join(err, fmt.Errorf("cannot write the result: %w", werr))
+		}
+	}
+	if rerr := handover.RemoveRequest(); rerr != nil {
+		return errors.Join(err, fmt.Errorf("cannot remove the request: %w", rerr))
+	}
+	r.log.Info("answered", "request", result.ID, "action", result.Action, "ok", result.OK, "message", result.Message, "reboot", reboot)
+	if reboot {
+		unlock()
+		err = errors.Join(err, r.hooks.reboot(ctx))
+	}
+	return err
+}
+
+// perform checks the request and runs its hooks. It tells whether the box is to reboot, also with an error.
+func (r *rootSide) perform(ctx context.Context, request slots.Request) (reboot bool, err error) {
+	known := func(id int) bool { return id >= r.cfg.Slots.First && id < r.cfg.Slots.First+r.cfg.Slots.Count }
+	switch {
+	case !known(request.SlotID):
+		return false, fmt.Errorf("there is no slot %d", request.SlotID)
+	case request.Previous != nil && !known(*request.Previous):
+		return false, fmt.Errorf("there is no slot %d", *request.Previous)
+	}
+	if r.hooks, err = newHooks(r.cfg, r.log); err != nil {
+		return false, err
+	}
+	r.hooks.set("SLOT", strconv.Itoa(request.SlotID))
+	r.hooks.set("SHA256", request.SHA256)
+	r.hooks.set("PREVIOUS", "")
+	if request.Previous != nil {
+		r.hooks.set("PREVIOUS", strconv.Itoa(*request.Previous))
+	}
+	r.hooks.set("IMAGE", filepath.Join(r.cfg.Slots.Dir, strconv.Itoa(request.SlotID), "image"))
+	r.hooks.set("VERSION", "")
+	err = r.verify(ctx, request)
+	switch request.Action {
+	case slots.ActionActivate:
+		if err != nil {
+			return false, err
+		}
+		return r.activate(ctx, request)
+	case slots.ActionConfirm:
+		return r.confirm(ctx, request)
+	}
+	if err := r.hooks.run(ctx, "rollback"); err != nil {
+		return false, err
+	}
+	return request.Reboot == slots.RebootNow, nil
+}
+
+// verify compares the slot with the request; for what is to be booted it reads all of the image.
+func (r *rootSide) verify(ctx context.Context, request slots.Request) error {
+	img, err := slots.OpenImage(r.cfg.Slots.Dir, request.SlotID)
+	if err != nil {
+		return err
+	}
+	defer img.Close() //nolint:errcheck // it was only read
+	r.hooks.set("VERSION", img.Manifest.Version)
+	if img.Manifest.SHA256 != request.SHA256 {
+		return fmt.Errorf("slot %d holds another image than the one that was asked for", request.SlotID)
+	}
+	if request.Action != slots.ActionActivate {
+		return nil
+	}
+	digest, err := img.Digest(ctx)
+	if err != nil {
+		return err
+	}
+	if digest != request.SHA256 {
+		return fmt.Errorf("the image in slot %d is damaged: its SHA-256 is not the one of its manifest", request.SlotID)
+	}
+	return nil
+}
+
+// activate lets the slot boot once. If that fails half-way, the previous one is made sure of.
+func (r *rootSide) activate(ctx context.Context, request slots.Request) (reboot bool, err error) {
+	if id, ok := runningSlot(r.cfg); ok && id == request.SlotID {
+		return false, nil // the power was cut after the hook, and before the result
+	}
+	if err := r.hooks.run(ctx, "activate"); err != nil {
+		if back := r.hooks.run(ctx, "rollback"); back != nil {
+			err = fmt.Errorf("%w; nor could it be taken back: %w", err, back)
+		}
+		return false, err
+	}
+	return request.Reboot == slots.RebootNow, nil
+}
+
+// confirm makes the slot that runs the default if it is the right one and healthy; else the previous one boots next.
+func (r *rootSide) confirm(ctx context.Context, request slots.Request) (reboot bool, err error) {
+	err = r.runs(ctx, request.SlotID)
+	right := err == nil
+	if right {
+		err = r.hooks.healthy(ctx, time.Duration(r.cfg.Activate.HealthTimeout))
+	}
+	if err == nil {
+		err = r.hooks.run(ctx, "confirm")
+	}
+	if err == nil || ctx.Err() != nil {
+		return false, err
+	}
+	if back := r.hooks.run(ctx, "rollback"); back != nil {
+		return false, fmt.Errorf("%w; nor could it be taken back: %w", err, back)
+	}
+	return right && request.Reboot != slots.RebootNone, err
+}
+
+// runs is nil if slot id runs now: the kernel's command line says so, or the vendor's hook where that says nothing.
+func (r *rootSide) runs(ctx context.Context, id int) error {
+	running, ok := runningSlot(r.cfg)
+	if !ok {
+		text, err := r.hooks.output(ctx, "current")
+		if err != nil && !errors.Is(err, errNoHook) {
+			return err
+		}
+		if running, err = strconv.Atoi(strings.TrimSpace(text)); err != nil {
+			return errors.New("the box does not say which slot it runs")
+		}
+	}
+	if running != id {
+		return fmt.Errorf("the box runs slot %d", running)
+	}
+	return nil
+}
+
+// runningSlot is the number after slotfetch.slot= on the kernel's command line, which the boot loader's entry has.
+func runningSlot(cfg config) (id int, ok bool) {
+	text, err := os.ReadFile(cfg.Activate.CmdlineFile)
+	if err != nil {
+		return 0, false
+	}
+	for _, word := range strings.Fields(string(text)) {
+		if number, found := strings.CutPrefix(word, "slotfetch.slot="); found {
+			n, err := strconv.Atoi(number)
+			id, ok = n, err == nil && n >= 0 // as the kernel does, the last word wins
+		}
+	}
+	return id, ok
+}
+
+// bootID is different after each boot; empty if it cannot be read.
+func bootID(cfg config) string {
+	text, err := os.ReadFile(cfg.Activate.BootIDFile)
+	if err != nil || len(text) > 128 {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+)
+
+// errNoHook says that the vendor has no program for this.
+var errNoHook = errors.New("there is no such hook")
+
+const (
+	healthPause = 2 * time.Second
+	// hookGrace is for what a hook has left behind and that holds its output open.
+	hookGrace = 5 * time.Second
+	hookTail  = 8 << 10 // bytes of the output that are kept
+	lineMax   = 300     // characters of a reason
+)
+
+// hooks are the vendor's programs that know the boot loader. Only the root side runs them.
+type hooks struct {
+	dir     string
+	timeout time.Duration
+	log     *slog.Logger
+	env     []string
+}
+
+// newHooks looks whether the programs are such as root may run.
+func newHooks(cfg config, log *slog.Logger) (hooks, error) {
+	h := hooks{dir: cfg.Activate.Hooks, timeout: time.Duration(cfg.Activate.HookTimeout), log: log}
+	if err := trusted(h.dir, fs.ModeDir); err != nil {
+		return h, err
+	}
+	if err := os.MkdirAll(cfg.Activate.StateDir, 0o700); err != nil {
+		return h, fmt.Errorf("cannot make the directory for the hooks' state: %w", err)
+	}
+	h.env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C"}
+	h.set("STATE", cfg.Activate.StateDir)
+	return h, nil
+}
+
+// set adds one variable of the hooks' environment.
+func (h *hooks) set(name, value string) { h.env = append(h.env, "SLOTFETCH_"+name+"="+value) }
+
+// trusted refuses what others than root, or than the user who runs us, could have written.
+func trusted(path string, kind fs.FileMode) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	switch {
+	case info.Mode().Type() != kind:
+		return fmt.Errorf("refusing to use %s: it has the wrong kind", path)
+	case owner != 0 && int(owner) != os.Geteuid(), info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("refusing to use %s: others may write it", path)
+	}
+	return nil
+}
+
+// run runs one hook. The error is what it said last.
+func (h *hooks) run(ctx context.Context, name string) error {
+	_, err := h.output(ctx, name)
+	return err
+}
+
+// output runs one hook and gives what it wrote, up to a bound. The error wraps [errNoHook] if there is none.
+func (h *hooks) output(ctx context.Context, name string) (string, error) {
+	path := filepath.Join(h.dir, name)
+	err := trusted(path, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("hook %s: %w", name, errNoHook)
+	}
+	if err != nil {
+		return "", err
+	}
+	ctx, stop := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("it took longer than %s", h.timeout))
+	defer stop()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Dir, cmd.Env = "/", h.env
+	var stdout, stderr tail
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = hookGrace
+	start := time.Now()
+	err = cmd.Run()
+	h.log.Info("hook", "hook", name, "duration_ms", time.Since(start).Milliseconds(), "err", err, "stderr", string(stderr.text))
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it has done its work, and left something running
+	}
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	} else if line := stderr.lastLine(); err != nil && line != "" {
+		err = errors.New(line)
+	}
+	if err != nil {
+		return "", fmt.Errorf("hook %s: %w", name, err)
+	}
+	return string(stdout.text), nil
+}
+
+// healthy asks the hook health until it is content, or for so long. No hook is content.
+func (h *hooks) healthy(ctx context.Context, limit time.Duration) error {
+	ctx, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the box was not healthy within %s", limit))
+	defer stop()
+	for {
+		err := h.run(ctx, "health")
+		if err == nil || errors.Is(err, errNoHook) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if cause := context.Cause(ctx); !errors.Is(err, cause) {
+				err = fmt.Errorf("%w: %w", cause, err)
+			}
+			return err
+		case <-time.After(healthPause):
+		}
+	}
+}
+
+// reboot restarts the box, as the vendor does it or by systemd.
+func (h *hooks) reboot(ctx context.Context) error {
+	err := h.run(ctx, "reboot")
+	if errors.Is(err, errNoHook) {
+		var out []byte
+		if out, err = exec.CommandContext(ctx, "systemctl", "reboot").CombinedOutput(); err != nil {
+			err = fmt.Errorf("cannot reboot: %w: %s", err, strings.TrimSpace(string(out)))
+		}
+	}
+	return err
+}
+
+// tail keeps the end of what is written to it.
+type tail struct{ text []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.text = append(t.text, p...)
+	if n := len(t.text) - hookTail; n > 0 {
+		t.text = append(t.text[:0], t.text[n:]...)
+	}
+	return len(p), nil
+}
+
+// lastLine is the last line with something in it, fit for a sentence.
+func (t *tail) lastLine() string {
+	text := strings.TrimSpace(strings.ToValidUTF8(string(t.text), ""))
+	line := text[strings.LastIndexByte(text, '\n')+1:]
+	line = strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return -1
+		}
+		return c
+	}, line)
+	if r := []rune(line); len(r) > lineMax {
+		line = string(r[:lineMax]) + "…"
+	}
+	return line
+}

@@ -102,12 +102,12 @@ func TestDescriptionIsComplete(t *testing.T) {
 }
 
 // requests are the schemas of what clients send. Unknown keys are ignored there.
-var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange"}
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest"}
 
 // shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
 // has one for each.
 var shapes = map[reflect.Type][]string{
-	reflect.TypeFor[api.Meta]():          {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta"},
+	reflect.TypeFor[api.Meta]():          {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta", "SlotTestMeta"},
 	reflect.TypeFor[api.MetaOnly]():      {"MetaOnly"},
 	reflect.TypeFor[api.Accepted]():      {"Accepted"},
 	reflect.TypeFor[api.Fetch]():         {"Fetch", "FetchItem"},
@@ -145,6 +145,10 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Probe]():         {"Probe"},
 	reflect.TypeFor[api.ProbeBody]():     {"ProbeBody"},
 	reflect.TypeFor[api.ProbeCheck]():    {"ProbeCheck"},
+
+	reflect.TypeFor[api.SlotTest]():        {"SlotTest"},
+	reflect.TypeFor[api.SlotTestBody]():    {"SlotTestBody"},
+	reflect.TypeFor[api.SlotTestRequest](): {"SlotTestRequest"},
 }
 
 // TestShapesAreDescribed holds message.go, attempt.go, probe.go and the schemas against each other, key by key.
@@ -153,7 +157,7 @@ func TestShapesAreDescribed(t *testing.T) {
 	for shape := range shapes {
 		known[shape.Name()] = true
 	}
-	for _, name := range []string{"message.go", "attempt.go", "probe.go"} {
+	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

@@ -19,6 +19,8 @@ var (
 	ErrEmpty = errors.New("slot is empty")
 	// ErrReserved says that a running fetch holds the slot or the partial.
 	ErrReserved = errors.New("reserved by a running fetch")
+	// ErrBusy says that the slot is being tested.
+	ErrBusy = errors.New("slot is being tested")
 	// ErrProtected says that the slot runs now or boots next.
 	ErrProtected = errors.New("slot is current or chosen for the next boot")
 	// ErrBoot says that boot.json cannot be read, so that nobody knows which slots must stay as they are.

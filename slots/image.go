@@ -31,7 +31,7 @@ func OpenImage(dir string, id int) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := openImage(root, id)
+	img, err := openImage(root, id, true)
 	if err = errors.Join(err, root.Close()); err != nil {
 		return nil, fmt.Errorf("cannot open the image of slot %d: %w", id, err)
 	}
@@ -39,7 +39,7 @@ func OpenImage(dir string, id int) (*Image, error) {
 	return img, nil
 }
 
-func openImage(root *os.Root, id int) (img *Image, err error) {
+func openImage(root *os.Root, id int, direct bool) (img *Image, err error) {
 	dir, err := openSub(root, slotName(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrEmpty
@@ -70,6 +70,9 @@ func openImage(root *os.Root, id int) (img *Image, err error) {
 	}
 	if err != nil {
 		return nil, errors.Join(err, img.Close())
+	}
+	if !direct {
+		return img, nil
 	}
 	if d, err := openRegular(dir, imageFile, os.O_RDONLY|unix.O_DIRECT); err == nil {
 		if other, err := d.Stat(); err == nil && os.SameFile(info, other) {

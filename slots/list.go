@@ -187,8 +187,8 @@ func (s *Slots) sweepTemp(id int) error {
 	return errors.Join(removeFile(dir, manifestFile+tempSuffix), dir.Close())
 }
 
-// Delete empties a slot, also a damaged one. Its errors wrap [ErrUnknown], [ErrEmpty], [ErrReserved] or
-// [ErrProtected]. After any other error the slot is either whole or has no manifest any more, and then the
+// Delete empties a slot, also a damaged one. Its errors wrap [ErrUnknown], [ErrEmpty], [ErrReserved],
+// [ErrProtected] or [ErrBusy]. After any other error the slot is either whole or has no manifest any more, and then the
 // next Open sweeps it.
 func (s *Slots) Delete(id int) error {
 	if !s.Known(id) {
@@ -214,6 +214,8 @@ func (s *Slots) Delete(id int) error {
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrEmpty)
 	case b.protects(id):
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrProtected)
+	case s.isBusy(id):
+		return fmt.Errorf("cannot delete slot %d: %w", id, ErrBusy)
 	}
 	s.mu.Lock()
 	s.held[id] = ""

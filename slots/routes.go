@@ -79,6 +79,8 @@ func (s *Slots) handleDelete(r *http.Request, audit func(p api.Principal, action
 		return api.Reply{}, e
 	case errors.Is(err, ErrProtected):
 		return api.Reply{}, api.Conflict("Slot "+number+" runs now or boots next and cannot be deleted. Activate another slot first.", map[string]any{"slot_id": id, "state": "protected"})
+	case errors.Is(err, ErrBusy):
+		return api.Reply{}, busy(id, " and cannot be deleted")
 	case errors.Is(err, ErrReserved):
 		return api.Reply{}, api.Conflict("Slot "+number+" is reserved by a running fetch. Cancel the fetch first.", map[string]any{"slot_id": id, "state": "reserved"})
 	case errors.Is(err, ErrBoot):

@@ -73,6 +73,7 @@ type Slots struct {
 
 	mu       sync.Mutex
 	held     map[int]string // slot → key of its Writer, or "" while the slot is being deleted
+	busy     map[int]bool   // slots that Hold holds
 	bootless bool           // boot.json could not be read the last time
 	closed   bool
 }
@@ -92,7 +93,7 @@ func Open(cfg Config) (*Slots, error) {
 		return nil, fmt.Errorf("cannot open slots: bad configuration (dir %q, first %d, count %d, reserve %d)",
 			cfg.Dir, cfg.First, cfg.Count, cfg.Reserve)
 	}
-	s := &Slots{cfg: cfg, held: make(map[int]string)}
+	s := &Slots{cfg: cfg, held: make(map[int]string), busy: make(map[int]bool)}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot open slots in %s: %w", cfg.Dir, err), s.Close())
 	}

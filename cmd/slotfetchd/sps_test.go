@@ -21,8 +21,7 @@ import (
 )
 
 // TestSPS is the acceptance checklist of the SPS dialect, item by item, against the real program. Not here are items
-// that need a clock or a hook (7, 30, 31), and those of routes to come: test, upgrade and upload (35, 36, 38; of 37 the
-// reboot).
+// that need a clock or a hook (7, 30, 31), and those of routes to come: upgrade and upload (36, 38; of 37 the reboot).
 func TestSPS(t *testing.T) {
 	t.Parallel()
 	for _, item := range []struct {
@@ -57,6 +56,7 @@ func TestSPS(t *testing.T) {
 		{"32 prune", prune},
 		{"33 slots", listSlots},
 		{"34 protected slots", protectedSlots},
+		{"35 test", testSlot},
 		{"37 info", info},
 		{"39 wrong method and unknown path", wrongMethod},
 		{"40 SIGKILL", killed},
@@ -551,6 +551,34 @@ func info(t *testing.T) {
 	check(t, os.WriteFile(filepath.Join(a.state, "slots", "boot.json"), []byte(`{"current":1,"after_reboot":1}`), 0o644))
 	version := c.do(t, "GET", slot, "").want(t, 200).str("body.version")
 	c.do(t, "GET", "/api/info", "").want(t, 200).is(t, "body.version", version, "body.firmware_version", version)
+}
+
+func testSlot(t *testing.T) {
+	a := startAgent(t, "")
+	c := a.loginAdmin(t)
+	const path = "/api/firmware/test"
+	c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
+	viewer, operator := a.user(t, "viewer"), a.user(t, "operator")
+	viewer.do(t, "POST", path, `{"slot_id":1}`).fails(t, 403, "Unauthorized", "")
+	operator.do(t, "POST", path, "{}").fails(t, 400, "IncompleteRequestBodyError", "slot_id")
+	operator.do(t, "POST", path, `{"slot":1}`).fails(t, 400, "IncompleteRequestBodyError", "slot_id")
+	operator.do(t, "POST", path, `{"slot_id":"one"}`).fails(t, 400, "SemanticError", "slot_id")
+	operator.do(t, "POST", path, `{"slot_id":2}`).fails(t, 404, "ResourceNotFound", "")
+	operator.do(t, "POST", path, `{"slot_id":99}`).fails(t, 404, "ResourceNotFound", "")
+	for _, body := range []string{`{"slot_id":1}`, `{"slot_id":"1"}`} {
+		r := operator.do(t, "POST", path, body).want(t, 200).is(t, "key", "1", "meta.href", path, "meta.parent", "/api/firmware", "meta.slot", slotsPath+"/1")
+		if s := r.str("body.test_summary"); !strings.HasPrefix(s, "Image digest: ok\n") || !strings.Contains(s, "\nVersion path: ok") {
+			t.Errorf("summary %q", s)
+		}
+	}
+	damage(t, a, 1)
+	r := operator.do(t, "POST", path, `{"slot_id":1}`).fails(t, 400, "FirmwareTestFailed", "")
+	for _, text := range []string{r.str("error.message"), r.str("error.details.test_summary")} {
+		if !strings.Contains(text, "Image digest: FAILED (the image has changed") {
+			t.Errorf("it does not say what failed: %s", r.raw)
+		}
+	}
+	c.do(t, "DELETE", slotsPath+"/1", "").want(t, 200) // nobody holds it any more
 }
 
 func wrongMethod(t *testing.T) {

@@ -102,7 +102,7 @@ func TestDescriptionIsComplete(t *testing.T) {
 }
 
 // requests are the schemas of what clients send. Unknown keys are ignored there.
-var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest"}
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest"}
 
 // shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
 // has one for each.
@@ -149,6 +149,11 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.SlotTest]():        {"SlotTest"},
 	reflect.TypeFor[api.SlotTestBody]():    {"SlotTestBody"},
 	reflect.TypeFor[api.SlotTestRequest](): {"SlotTestRequest"},
+	reflect.TypeFor[api.UpgradeRequest]():  {"UpgradeRequest"},
+	reflect.TypeFor[api.RollbackRequest](): {"RollbackRequest"},
+	reflect.TypeFor[api.Upgrade]():         {"Upgrade", "UpgradeItem"},
+	reflect.TypeFor[api.UpgradeBody]():     {"UpgradeBody"},
+	reflect.TypeFor[api.UpgradeList]():     {"UpgradeList"},
 }
 
 // TestShapesAreDescribed holds message.go, attempt.go, probe.go and the schemas against each other, key by key.

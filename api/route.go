@@ -73,6 +73,8 @@ type Reply struct {
 	Stream func(w io.Writer) error
 	// ContentType replaces application/json for a Body that is a []byte.
 	ContentType string
+	// After runs once the body is on its way, for what must not happen before the caller knows. The connection waits for it.
+	After func()
 }
 
 type principalKey struct{}

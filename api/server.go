@@ -231,6 +231,10 @@ func (s *Server) write(w http.ResponseWriter, r *http.Request, reply Reply) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client went away; there is nobody to tell
+	if reply.After != nil {
+		_ = http.NewResponseController(w).Flush() // the same, or it was sent already
+		reply.After()
+	}
 }
 
 // fail is the one encoder of errors.

@@ -37,6 +37,8 @@ type daemon struct {
 	api   *api.Server
 	cert  *certificate
 
+	upgrades *upgrader
+
 	metrics *prometheus.Registry
 
 	listeners []net.Listener
@@ -62,6 +64,9 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	}
 	if d.slots, err = slots.Open(slots.Config{Dir: cfg.Slots.Dir, First: cfg.Slots.First, Count: cfg.Slots.Count, Reserve: cfg.Slots.Reserve,
 		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, Log: log}); err != nil {
+		return d, err
+	}
+	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots); err != nil {
 		return d, err
 	}
 	if err := d.openFetch(); err != nil {
@@ -264,6 +269,9 @@ func (d *daemon) close() error {
 	}
 	if d.auth != nil {
 		errs = append(errs, d.auth.Close())
+	}
+	if d.upgrades != nil {
+		errs = append(errs, d.upgrades.Close())
 	}
 	if d.slots != nil {
 		errs = append(errs, d.slots.Close())

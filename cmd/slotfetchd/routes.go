@@ -24,6 +24,7 @@ func (d *daemon) routes() []api.Route {
 		return d.store.Audit(store.Actor{Name: p.Name, Address: p.Address}, action, object, "")
 	})...)
 	table = append(table, d.slots.TestRoute(d.testPolicy()))
+	table = append(table, d.upgradeRoutes()...)
 	table = append(table,
 		api.Route{Method: http.MethodGet, Path: "/api/info", Access: api.Public, Handler: d.handleInfo},
 		api.Route{Method: http.MethodGet, Path: "/api/setup", Access: api.Public, Handler: d.handleSetup},

@@ -59,6 +59,14 @@ type Route struct {
 	// Wait says how long the handler may take for a request, beyond what is usual; nil: no longer. The handler has to
 	// look for the end of the request's context itself.
 	Wait func(r *http.Request) time.Duration
+	// Idle is for bodies that take long: there is no limit for the whole, but one of this length for nothing to come, and Wait
+	// begins when all is there. See [ErrSilent].
+	Idle time.Duration
+}
+
+// Always is a [Route.Wait] that is the same for all requests.
+func Always(d time.Duration) func(*http.Request) time.Duration {
+	return func(*http.Request) time.Duration { return d }
 }
 
 // Reply is what a handler wants to be written.

@@ -4,6 +4,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -34,10 +34,11 @@ type Config struct {
 
 // Server routes, gates and answers. It is an http.Handler, safe for concurrent use.
 type Server struct {
-	cfg      Config
-	router   *mux.Router
-	origin   *http.CrossOriginProtection
-	stopping atomic.Bool
+	cfg    Config
+	router *mux.Router
+	origin *http.CrossOriginProtection
+	stop   context.Context // ends when the agent stops
+	ending context.CancelFunc
 }
 
 // resource is all routes of one path.
@@ -51,6 +52,7 @@ type resource struct {
 // answers 404 where 405 is right (gorilla/mux#751).
 func NewServer(cfg Config) *Server {
 	s := &Server{cfg: cfg, router: mux.NewRouter().SkipClean(true).StrictSlash(false), origin: http.NewCrossOriginProtection()}
+	s.stop, s.ending = context.WithCancel(context.Background())
 	paths := map[string]*resource{}
 	for _, r := range cfg.Routes {
 		p := paths[r.Path]
@@ -77,8 +79,8 @@ func NewServer(cfg Config) *Server {
 	return s
 }
 
-// Stopping makes every further request a 503.
-func (s *Server) Stopping() { s.stopping.Store(true) }
+// Stopping makes every further request a 503, and every body that still comes on a route with Idle an error.
+func (s *Server) Stopping() { s.ending() }
 
 // ServeHTTP wraps the whole router: what runs here runs for 404 and 405 too, unlike mux's own middleware.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -105,8 +107,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.cfg.Log.Info("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes,
 			"duration_ms", time.Since(start).Milliseconds(), "remote", r.RemoteAddr, "request_id", id)
 	}()
-	if s.stopping.Load() {
-		s.fail(rec, r, Unavailable("The agent is stopping."))
+	if s.stop.Err() != nil {
+		s.fail(rec, r, stopping())
 		return
 	}
 	if !normalise(r) {
@@ -157,15 +159,22 @@ func (s *Server) serve(p *resource) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
+		var wait time.Duration
 		if route.Wait != nil {
-			if d := route.Wait(r); d > 0 {
-				// Not all writers have deadlines; then there are none in the way.
-				c, end := http.NewResponseController(w), time.Now().Add(d+writeLimit)
-				_ = c.SetReadDeadline(end)
-				_ = c.SetWriteDeadline(end)
-			}
+			wait = route.Wait(r)
+		}
+		end := func() {}
+		if route.Idle > 0 {
+			r, end = s.readLong(w, r, route.Idle, wait)
+			defer end() // after a panic
+		} else if wait > 0 {
+			// Not all writers have deadlines; then there are none in the way.
+			c, end := http.NewResponseController(w), time.Now().Add(wait+writeLimit)
+			_ = c.SetReadDeadline(end)
+			_ = c.SetWriteDeadline(end)
 		}
 		reply, err := route.Handler(r)
+		end()
 		if err != nil {
 			s.fail(w, r, err)
 			return

@@ -24,7 +24,7 @@ var errTestLimit = errors.New("the test took too long")
 
 // TestRoute tells whether a slot could be activated (contract section 7).
 func (s *Slots) TestRoute(p TestPolicy) api.Route {
-	return api.Route{Method: http.MethodPost, Path: testPath, Access: api.Operator, Wait: ExamineWait, Handler: func(r *http.Request) (api.Reply, error) {
+	return api.Route{Method: http.MethodPost, Path: testPath, Access: api.Operator, Wait: api.Always(ExamineWait), Handler: func(r *http.Request) (api.Reply, error) {
 		body, err := api.ReadObject(r)
 		if err != nil {
 			return api.Reply{}, err

@@ -28,8 +28,8 @@ const (
 // upgradeRoutes activate slots and tell what became of it (contract section 7).
 func (d *daemon) upgradeRoutes() []api.Route {
 	return []api.Route{
-		{Method: http.MethodPost, Path: upgradePath, Access: api.Admin, Wait: slots.ExamineWait, Handler: d.handleUpgrade},
-		{Method: http.MethodPost, Path: rollbackPath, Access: api.Admin, Wait: slots.ExamineWait, Handler: d.handleRollback},
+		{Method: http.MethodPost, Path: upgradePath, Access: api.Admin, Wait: api.Always(slots.ExamineWait), Handler: d.handleUpgrade},
+		{Method: http.MethodPost, Path: rollbackPath, Access: api.Admin, Wait: api.Always(slots.ExamineWait), Handler: d.handleRollback},
 		{Method: http.MethodGet, Path: upgradesPath, Access: api.Viewer, Handler: d.handleUpgrades},
 		{Method: http.MethodGet, Path: upgradesPath + "/{key}", Access: api.Viewer, Handler: d.handleOneUpgrade},
 	}

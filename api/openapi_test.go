@@ -145,6 +145,8 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Probe]():         {"Probe"},
 	reflect.TypeFor[api.ProbeBody]():     {"ProbeBody"},
 	reflect.TypeFor[api.ProbeCheck]():    {"ProbeCheck"},
+	reflect.TypeFor[api.Upload]():        {"Upload"},
+	reflect.TypeFor[api.UploadMeta]():    {"UploadMeta"},
 
 	reflect.TypeFor[api.SlotTest]():        {"SlotTest"},
 	reflect.TypeFor[api.SlotTestBody]():    {"SlotTestBody"},
@@ -162,7 +164,7 @@ func TestShapesAreDescribed(t *testing.T) {
 	for shape := range shapes {
 		known[shape.Name()] = true
 	}
-	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go"} {
+	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go", "upload.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

@@ -15,6 +15,9 @@
 // A pause, or the end of its window, cancels the worker with errPaused or errOutside: the partial stays, the row is queued.
 // [Manager.Change] notes what is wanted, steer makes the flight follow it.
 //
+// POST of an upload is no fetch: its body goes through a pipeline of its own into a reserved slot, and is committed or
+// dropped before the answer.
+//
 // Stopping cancels the workers with errShutdown: partial and checkpoint stay, the rows go back to the queue.
 //
 // # Guarantees

@@ -1,6 +1,10 @@
 package fetch
 
-import "time"
+import (
+	"io"
+	"net/http"
+	"time"
+)
 
 // WithHooks lets tests hold up an install or a clean-up; nil leaves either alone.
 func (c Config) WithHooks(installing, cleanup func(key string)) Config {
@@ -25,4 +29,14 @@ func Bottleneck(network, hash, disk, limit time.Duration) (ms [4]int64, name str
 	}
 	ms[0], ms[1], ms[2], ms[3], name = s.times()
 	return ms, name
+}
+
+// ReadUpload gives the image in the body of an upload and the name of its file.
+func ReadUpload(body io.Reader, h http.Header) (image []byte, name string, err error) {
+	u, err := openUpload(body, h)
+	if err != nil {
+		return nil, "", err
+	}
+	image, err = io.ReadAll(u)
+	return image, u.name, err
 }

@@ -42,6 +42,8 @@ type Config struct {
 	CheckpointEvery time.Duration
 	// Retry says how long temporary failures are borne.
 	Retry Retry
+	// MaxSize is the largest image that may be uploaded, in bytes; 0: any. For fetches see [source.Config].
+	MaxSize int64
 	// Deadline is how long a fetch may take from its first start, over all attempts and restarts; 0: for ever.
 	Deadline time.Duration
 	// MaxTraffic bounds what all attempts of a fetch may receive, as a multiple of the image's size (default 5; below 0:
@@ -88,6 +90,8 @@ type Manager struct {
 	clock   atomic.Int64  // how far it is from the monotonic one, in nanoseconds
 	probes  atomic.Int32  // that are under way
 
+	recovered chan struct{} // closed once rows and disk are brought together
+
 	metrics *metrics
 
 	// claiming is held over a claim and the look for a lost one, so that a fetch is either in claimed or nobody's.
@@ -99,6 +103,7 @@ type Manager struct {
 	steering sync.Mutex
 
 	mu      sync.Mutex
+	uploads int // under way
 	flights map[string]*flight
 	changed chan struct{} // closed and replaced at every change of a fetch
 }
@@ -137,17 +142,16 @@ func Open(cfg Config) (*Manager, error) {
 		return nil, fmt.Errorf("cannot open fetches: the seal key has %d bytes, not %d", len(cfg.SealKey), SealKeySize)
 	}
 	m := &Manager{cfg: cfg, metrics: newMetrics(), wake: make(chan struct{}, 1), claimed: map[string]int{}, flights: map[string]*flight{}, changed: make(chan struct{}),
-		limit: newLimiter(cfg.RateLimit)}
+		limit: newLimiter(cfg.RateLimit), recovered: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.clock.Store(cfg.Now().UnixNano() - int64(time.Since(epoch)))
-	recovered := make(chan struct{})
 	err := m.recover()
 	switch {
 	case err == nil:
-		close(recovered)
+		close(m.recovered)
 	case store.Full(err) || store.Busy(err) || slots.ReadOnly(err):
 		// Nobody could look, or make room, through an agent that does not start.
-		m.group.Go(func() { m.recoverLater(err, recovered) })
+		m.group.Go(func() { m.recoverLater(err) })
 	default:
 		return nil, err
 	}
@@ -159,7 +163,7 @@ func Open(cfg Config) (*Manager, error) {
 		}
 		m.group.Go(func() {
 			select {
-			case <-recovered:
+			case <-m.recovered:
 				m.work(p)
 			case <-m.ctx.Done():
 				p.close() //nolint:errcheck // unmapping at the end has no consequence
@@ -170,7 +174,7 @@ func Open(cfg Config) (*Manager, error) {
 }
 
 // recoverLater repeats what the database did not take, and lets the workers begin once it does.
-func (m *Manager) recoverLater(err error, recovered chan<- struct{}) {
+func (m *Manager) recoverLater(err error) {
 	for err != nil {
 		m.cfg.Log.Error("cannot recover fetches; no fetch runs until it can be done", "err", err)
 		m.pause(m.ctx, time.Second)
@@ -179,13 +183,16 @@ func (m *Manager) recoverLater(err error, recovered chan<- struct{}) {
 		}
 		err = m.recover()
 	}
-	close(recovered)
+	close(m.recovered)
 	m.notify()
 }
 
-// Close stops the workers and waits: partials and checkpoints are kept, the rows are queued again.
+// Close stops the workers and waits: partials and checkpoints are kept, the rows are queued again. It waits for uploads too,
+// whose bodies somebody else has to end.
 func (m *Manager) Close() error {
+	m.mu.Lock() // no upload begins behind our back
 	m.cancel(errShutdown)
+	m.mu.Unlock()
 	m.group.Wait()
 	return nil
 }

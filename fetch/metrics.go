@@ -13,8 +13,8 @@ import (
 // metrics counts what happens to fetches from the start of the agent on. Its labels have few values: statuses, outcomes
 // and rows of the table of faults, never a URL, a key or a name.
 type metrics struct {
-	fetches, attempts *prometheus.CounterVec
-	received          prometheus.Counter
+	fetches, attempts, uploads *prometheus.CounterVec
+	received, uploaded         prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -26,6 +26,13 @@ func newMetrics() *metrics {
 			[]string{"outcome", "code", "class"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{Name: "slotfetch_received_bytes_total",
 			Help: "Bytes that came from sources since the start of the agent."}),
+		uploads: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "slotfetch_uploads_total",
+			Help: "Uploads that came to their end since the start of the agent: finished, failed, or interrupted by its stop."}, []string{"outcome"}),
+		uploaded: prometheus.NewCounter(prometheus.CounterOpts{Name: "slotfetch_uploaded_bytes_total",
+			Help: "Bytes of images that clients sent since the start of the agent."}),
+	}
+	for _, outcome := range []string{"finished", "failed", "interrupted"} {
+		m.uploads.WithLabelValues(outcome)
 	}
 	for _, s := range []store.Status{store.Finished, store.Failed, store.Cancelled} {
 		m.fetches.WithLabelValues(string(s)) // so that a rate sees the first one
@@ -54,9 +61,15 @@ func (d *download) count(ctx context.Context, err error) {
 
 // Metrics are the counters of the manager, to be registered once.
 func (m *Manager) Metrics() []prometheus.Collector {
-	return []prometheus.Collector{m.metrics.fetches, m.metrics.attempts, m.metrics.received,
+	return []prometheus.Collector{m.metrics.fetches, m.metrics.attempts, m.metrics.received, m.metrics.uploads, m.metrics.uploaded,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slotfetch_running", Help: "Fetches that a worker has in hand."},
 			func() float64 { return float64(m.Running()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slotfetch_waiting", Help: "Requests that wait for something to happen to a fetch."},
-			func() float64 { return float64(m.waiting.Load()) })}
+			func() float64 { return float64(m.waiting.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slotfetch_uploads", Help: "Uploads that are under way."},
+			func() float64 {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				return float64(m.uploads)
+			})}
 }

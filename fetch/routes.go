@@ -28,6 +28,7 @@ func (m *Manager) Routes(p Policy) []api.Route {
 			Wait: func(r *http.Request) time.Duration { d, _, _ := waitTime(r); return d }},
 		{Method: http.MethodPatch, Path: path + "/{key}", Access: api.Operator, Handler: m.handlePatch},
 		{Method: http.MethodDelete, Path: path + "/{key}", Access: api.Operator, Handler: m.handleDelete},
+		m.uploadRoute(p),
 	}...)
 }
 

@@ -52,6 +52,7 @@ func TestMain(m *testing.M) {
 // agent is a slotfetchd process with a state directory of its own, which outlives the process.
 type agent struct {
 	config, state, socket string
+	program               string        // empty: the one of all tests
 	env                   []string      // of the process, in addition
 	files                 []*os.File    // its descriptors from 3 on
 	activate              bool          // tell it that these are its sockets
@@ -208,7 +209,7 @@ func listens(pid int) string {
 // command is slotfetchd with the agent's configuration and environment.
 func (a *agent) command(args ...string) *exec.Cmd {
 	args = append([]string{"--config", a.config}, args...)
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(cmp.Or(a.program, program), args...)
 	if a.under != nil {
 		cmd = exec.Command(a.under[0], append(append(slices.Clone(a.under[1:]), program), args...)...)
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // TestSPS is the acceptance checklist of the SPS dialect, item by item, against the real program. Not here are items
-// that need a clock or a hook (7, 30, 31), and those of routes to come: upgrade and upload (36, 38; of 37 the reboot).
+// that need a clock or a hook (7, 30, 31), and upgrade and upload (36 to 38), which have files of their own.
 func TestSPS(t *testing.T) {
 	t.Parallel()
 	for _, item := range []struct {
@@ -58,6 +58,7 @@ func TestSPS(t *testing.T) {
 		{"34 protected slots", protectedSlots},
 		{"35 test", testSlot},
 		{"37 info", info},
+		{"38 upload", uploadEncodings},
 		{"39 wrong method and unknown path", wrongMethod},
 		{"40 SIGKILL", killed},
 	} {

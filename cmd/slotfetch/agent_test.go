@@ -30,8 +30,8 @@ import (
 // of images:
 //
 //	$BOX, $SOCKET        the agent by HTTPS and by its unix socket
-//	$CONFIG, $FINGERPRINT, $ADMIN
-//	                     its configuration, its certificate, the file with the first password
+//	$CONFIG, $STATE, $FINGERPRINT, $ADMIN
+//	                     its configuration and state directory, its certificate, the file with the first password
 //	$SOURCE/a.iso, /b.iso    two images of which SHA256SUMS, there and here, and $DIGEST know the first
 //	$SOURCE/private.iso  the image of a.iso, for ann with the password secret
 //	$SECURE/a.iso        the same by HTTPS, signed by ca.pem
@@ -175,7 +175,7 @@ allow = ["127.0.0.0/8"]
 	for name, value := range map[string]string{
 		"PATH": bin + string(os.PathListSeparator) + e.Getenv("PATH"), "HOME": e.WorkDir, "TZ": "UTC",
 		"GORACE": "atexit_sleep_ms=10", // the race detector's second at each exit adds up
-		"CONFIG": filepath.Join(dir, "agent.toml"), "ADMIN": filepath.Join(dir, "state", "initial-admin-password"),
+		"CONFIG": filepath.Join(dir, "agent.toml"), "STATE": filepath.Join(dir, "state"), "ADMIN": filepath.Join(dir, "state", "initial-admin-password"),
 		"BOX": s.box, "SOCKET": "unix://" + filepath.Join(dir, "s"), "SOCKET_PATH": filepath.Join(dir, "s"),
 		"SOURCE": source.URL, "SECURE": secure.URL, "DIGEST": img.SHA256(),
 		"PLAIN": plain.Listener.Addr().String(), "OTHER": other.Listener.Addr().String(),

@@ -20,6 +20,7 @@ const (
 	pathFetches  = "/api/firmware/fetch"
 	pathDryRun   = pathFetches + "?dry_run=true"
 	pathSlots    = "/api/firmware/slots"
+	pathUpload   = "/api/upload/firmware"
 )
 
 func fetchPath(key string) string { return pathFetches + "/" + url.PathEscape(key) }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,8 @@ type client struct {
 	session  string
 	// firstUse is what to do with a certificate that nothing vouches for.
 	firstUse firstUse
+	// limit is for one call; 0: callLimit.
+	limit time.Duration
 }
 
 // firstUse says how a certificate is met that nothing vouches for.
@@ -172,7 +175,7 @@ func (c *client) perform(req *http.Request, out any) (*http.Response, error) {
 }
 
 func (c *client) send(req *http.Request, out any) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(req.Context(), callLimit)
+	ctx, cancel := context.WithTimeout(req.Context(), cmp.Or(c.limit, callLimit))
 	defer cancel()
 	start := c.app.now()
 	if c.app.verbose {

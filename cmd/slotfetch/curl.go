@@ -34,7 +34,9 @@ func (c *client) printCurl(method, path string, request any, headers ...string) 
 	if method != http.MethodGet {
 		words = append(words, "-X", method)
 	}
-	if request != nil {
+	if file, ok := request.(formFile); ok {
+		words = append(words, "-F", quote(file.field()))
+	} else if request != nil {
 		if r, ok := request.(*api.FetchRequest); ok {
 			request = c.withoutPasswords(*r)
 		}
@@ -48,6 +50,17 @@ func (c *client) printCurl(method, path string, request any, headers ...string) 
 		words = append(words, "-H", quote(h))
 	}
 	return c.writeCurl(append(words, quote(c.box.baseURL()+path)))
+}
+
+// formFile is a file that curl sends as a form.
+type formFile string
+
+// field is the argument of curl -F.
+func (f formFile) field() string {
+	if f == "-" {
+		return "firmware=@-;filename=stdin"
+	}
+	return `firmware=@"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(string(f)) + `"`
 }
 
 // curlAccess says how curl reaches and trusts the box.

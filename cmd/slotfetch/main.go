@@ -137,7 +137,7 @@ func (a *app) rootCommand() *cobra.Command {
 	}
 	add("fetches", a.fetchCommand(), a.probeCommand(), a.lsCommand(), a.showCommand(), a.attemptsCommand(), a.watchCommand(), a.waitCommand(),
 		a.pauseCommand(), a.resumeCommand(), a.changeCommand(), a.cancelCommand(), a.pruneCommand())
-	add("slots", a.slotsCommand())
+	add("slots", a.slotsCommand(), a.uploadCommand())
 	add("access", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.trustCommand())
 	root.AddCommand(a.versionCommand())
 	return root

@@ -47,7 +47,7 @@ func TestUpgradePoints(t *testing.T) {
 				if call == "openat" || call == "close" {
 					continue // they change nothing
 				}
-				for _, harm := range append([]string{"signal=KILL"}, failures(call)...) {
+				for _, harm := range append([]string{"signal=KILL"}, failures()...) {
 					for i := range n {
 						all = append(all, point{call, harm, i + 1})
 					}

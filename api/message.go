@@ -203,8 +203,15 @@ type SlotBody struct {
 	FetchedAt *string `json:"fetched_at"`
 	// VolumeID is the ISO 9660 volume identifier, empty when the image is no ISO.
 	VolumeID string `json:"volume_id"`
-	// State is ok, not-iso when the image is no ISO 9660 file system, or damaged when the slot is not whole.
+	// State is ok, not-iso when the image is no ISO 9660 file system, damaged when the slot is not whole, or degraded when
+	// the image was found not to have its digest any more.
 	State string `json:"state"`
+	// ScrubbedAt is when the image was last read as a whole; null if never.
+	ScrubbedAt *string `json:"scrubbed_at"`
+	// Pinned keeps the image from being deleted or evicted.
+	Pinned bool `json:"pinned"`
+	// Label is what people call the image; empty if nothing.
+	Label string `json:"label"`
 }
 
 // Empty tells whether the slot holds no image.

@@ -102,7 +102,7 @@ func TestDescriptionIsComplete(t *testing.T) {
 }
 
 // requests are the schemas of what clients send. Unknown keys are ignored there.
-var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest"}
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest", "SlotChange"}
 
 // shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
 // has one for each.
@@ -145,6 +145,10 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Probe]():         {"Probe"},
 	reflect.TypeFor[api.ProbeBody]():     {"ProbeBody"},
 	reflect.TypeFor[api.ProbeCheck]():    {"ProbeCheck"},
+	reflect.TypeFor[api.SlotChange]():    {"SlotChange"},
+	reflect.TypeFor[api.SlotPlan]():      {"SlotPlan"},
+	reflect.TypeFor[api.SlotPlanBody]():  {"SlotPlanBody"},
+	reflect.TypeFor[api.Health]():        {"Health"},
 	reflect.TypeFor[api.Upload]():        {"Upload"},
 	reflect.TypeFor[api.UploadMeta]():    {"UploadMeta"},
 
@@ -164,7 +168,7 @@ func TestShapesAreDescribed(t *testing.T) {
 	for shape := range shapes {
 		known[shape.Name()] = true
 	}
-	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go", "upload.go"} {
+	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go", "upload.go", "care.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

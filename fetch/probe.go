@@ -133,6 +133,7 @@ func (p *probe) eta(limit int64) {
 type probe struct {
 	d    *download // that never runs: what it knows to say is wanted
 	body api.ProbeBody
+	gain int64 // bytes that an eviction would free
 }
 
 // wire is c, of u, as the API has it; u is nil for the box.
@@ -225,13 +226,18 @@ func (p *probe) free() int64 {
 }
 
 func (p *probe) slot() {
-	id, err := p.d.m.cfg.Slots.Preview(p.d.f.WantSlot)
+	plan, err := p.d.m.cfg.Slots.Plan(p.d.f.WantSlot)
 	if err != nil {
 		p.box(source.Failure("slot", p.d.explain(p.d.reserveError(err))))
 		return
 	}
-	p.body.SlotID = &id
-	p.box(source.Check{Name: "slot", Result: source.OK, Message: fmt.Sprintf("Slot %d is empty.", id)})
+	p.body.SlotID, p.gain = &plan.Slot, plan.Gain()
+	c := source.Check{Name: "slot", Result: source.OK, Message: fmt.Sprintf("Slot %d is empty.", plan.Slot)}
+	if plan.Evicts != nil {
+		c.Result, c.Code, c.Message = source.Warning, "evicts", plan.Words()
+		c.Remedy = "Pin that image, or empty another slot, if it should be kept."
+	}
+	p.box(c)
 }
 
 // places looks at the URL and the mirrors, and then at the space for what is there.
@@ -341,10 +347,10 @@ func (p *probe) space() source.Check {
 	case free < 0:
 		c.Message = "The file system does not say what is free."
 	case p.body.Size == nil:
-	case *p.body.Size > free:
-		return source.Failure(c.Name, p.d.explain(&slots.SpaceError{Needed: *p.body.Size, Free: free}))
+	case *p.body.Size > free+p.gain:
+		return source.Failure(c.Name, p.d.explain(&slots.SpaceError{Needed: *p.body.Size, Free: free + p.gain}))
 	default:
-		c.Result, c.Message = source.OK, fmt.Sprintf("%d bytes are free beside the reserve.", free)
+		c.Result, c.Message = source.OK, fmt.Sprintf("%d bytes are free beside the reserve.", free+p.gain)
 	}
 	return c
 }

@@ -29,7 +29,7 @@ func (m *Manager) holder(f store.Fetch) *slots.Slot {
 		return nil
 	}
 	i := slices.IndexFunc(list, func(s slots.Slot) bool {
-		return s.Manifest != nil && s.Manifest.SHA256 == f.SHA256 && (f.SHA512 == "" || s.Manifest.SHA512 == f.SHA512) &&
+		return s.Manifest != nil && !s.Care.Degraded && s.Manifest.SHA256 == f.SHA256 && (f.SHA512 == "" || s.Manifest.SHA512 == f.SHA512) &&
 			(f.WantSlot == nil || *f.WantSlot == s.ID)
 	})
 	if i < 0 {

@@ -23,6 +23,10 @@ var (
 	ErrBusy = errors.New("slot is being tested")
 	// ErrProtected says that the slot runs now or boots next.
 	ErrProtected = errors.New("slot is current or chosen for the next boot")
+	// ErrPinned says that somebody has pinned the image in the slot.
+	ErrPinned = errors.New("slot is pinned")
+	// ErrDamaged says that the slot is not whole, so that nothing can be done but empty it.
+	ErrDamaged = errors.New("slot is damaged")
 	// ErrBoot says that boot.json cannot be read, so that nobody knows which slots must stay as they are.
 	ErrBoot = errors.New("cannot tell which slot boots")
 	// ErrNotISO says that the bytes are no ISO 9660 image.

@@ -12,6 +12,8 @@ type Slot struct {
 	ID int
 	// Manifest describes the image; nil when the slot is empty or damaged.
 	Manifest *Manifest
+	// Care is what was noted about the image; see care.go.
+	Care Care
 	// Damaged says that the disk holds something that is no finished slot; it is occupied until deleted.
 	Damaged bool
 	// Reserved says that a running fetch will fill the slot.
@@ -73,7 +75,7 @@ func (s *Slots) lookLocked(id int) (Slot, error) {
 	if held && errors.Is(problem, errNoManifest) {
 		problem = nil // its Writer is between the image and the manifest
 	}
-	return Slot{ID: id, Manifest: m, Damaged: problem != nil, Reserved: held && key != ""}, nil
+	return Slot{ID: id, Manifest: m, Care: s.careOf(id, m), Damaged: problem != nil, Reserved: held && key != ""}, nil
 }
 
 // look reads one slot, without boot.json.
@@ -83,7 +85,7 @@ func (s *Slots) look(id int) (Slot, error) {
 	s.mu.Unlock()
 	m, problem, err := s.read(id)
 	if err == nil && problem == nil {
-		return Slot{ID: id, Manifest: m, Reserved: held && key != ""}, nil
+		return Slot{ID: id, Manifest: m, Care: s.careOf(id, m), Reserved: held && key != ""}, nil
 	}
 	// It may only look so because a commit or a delete is half way. Look again when nobody is.
 	s.turn.Lock()
@@ -166,6 +168,7 @@ func (s *Slots) sweep() error {
 		}
 		switch {
 		case problem == nil:
+			s.sweepCare(id)
 		case errors.Is(problem, errNoManifest) && bootErr == nil && !b.protects(id):
 			s.cfg.Log.Warn("sweep image without a manifest", "slot", id)
 			if err := s.unpublish(id); err != nil {
@@ -178,17 +181,17 @@ func (s *Slots) sweep() error {
 	return nil
 }
 
-// sweepTemp removes a manifest that was never renamed.
+// sweepTemp removes what was never renamed.
 func (s *Slots) sweepTemp(id int) error {
 	dir, err := openSub(s.root, slotName(id))
 	if err != nil {
 		return nil //nolint:nilerr // not there, or no directory: read will tell
 	}
-	return errors.Join(removeFile(dir, manifestFile+tempSuffix), dir.Close())
+	return errors.Join(removeFile(dir, manifestFile+tempSuffix), removeFile(dir, careFile+tempSuffix), dir.Close())
 }
 
 // Delete empties a slot, also a damaged one. Its errors wrap [ErrUnknown], [ErrEmpty], [ErrReserved],
-// [ErrProtected] or [ErrBusy]. After any other error the slot is either whole or has no manifest any more, and then the
+// [ErrProtected], [ErrPinned] or [ErrBusy]. After any other error the slot is either whole or has no manifest any more, and then the
 // next Open sweeps it.
 func (s *Slots) Delete(id int) error {
 	if !s.Known(id) {
@@ -216,15 +219,22 @@ func (s *Slots) Delete(id int) error {
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrProtected)
 	case s.isBusy(id):
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrBusy)
+	case sl.Care.Pinned:
+		return fmt.Errorf("cannot delete slot %d: %w", id, ErrPinned)
 	}
+	if err := s.emptyLocked(id); err != nil {
+		return fmt.Errorf("cannot delete slot %d: %w", id, err)
+	}
+	return nil
+}
+
+// emptyLocked empties a slot of which the caller, who has the turn, knows that it may be.
+func (s *Slots) emptyLocked(id int) error {
 	s.mu.Lock()
 	s.held[id] = ""
 	s.mu.Unlock()
 	defer s.release(id)
-	if err := s.unpublish(id); err != nil {
-		return fmt.Errorf("cannot delete slot %d: %w", id, err)
-	}
-	return nil
+	return s.unpublish(id)
 }
 
 // release gives a slot free again.
@@ -232,6 +242,8 @@ func (s *Slots) release(id int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.held, id)
+	close(s.freed)
+	s.freed = make(chan struct{})
 }
 
 // unpublish takes the promise back before the bytes: manifest, directory fsync, image. The caller sees to it
@@ -248,7 +260,12 @@ func (s *Slots) unpublish(id int) error {
 		}
 		return err
 	}
-	return errors.Join(unpublishIn(dir), dir.Close())
+	err = unpublishIn(dir)
+	if err == nil {
+		// What may come back of it after a power cut names the image that is gone.
+		err = errors.Join(removeFile(dir, careFile+tempSuffix), removeFile(dir, careFile))
+	}
+	return errors.Join(err, dir.Close())
 }
 
 func unpublishIn(dir *os.Root) error {

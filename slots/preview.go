@@ -1,25 +1,14 @@
 package slots
 
 import (
-	"fmt"
-
 	"golang.org/x/sys/unix"
 )
 
-// Preview tells which slot [Slots.Reserve] would take now, and changes nothing. Its errors are those of Reserve; one for
-// which [ReadOnly] is true says that the directory cannot be written, as far as that shows without writing. For the
-// space beside it, ask [Slots.Free].
+// Preview tells which slot [Slots.Reserve] would take now, and changes nothing; see [Slots.Plan]. For the space beside it,
+// ask [Slots.Free].
 func (s *Slots) Preview(want *int) (int, error) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	id, err := s.choose(want)
-	if err == nil {
-		err = s.writable()
-	}
-	if err != nil {
-		return 0, fmt.Errorf("cannot choose a slot: %w", err)
-	}
-	return id, nil
+	p, err := s.Plan(want)
+	return p.Slot, err
 }
 
 // writable asks whether the agent may make files in Dir.

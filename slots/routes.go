@@ -12,16 +12,16 @@ import (
 
 const mountPath = "/api/firmware/slots"
 
-// Routes are the slots of the SPS dialect (contract section 6). audit is told of each slot that was emptied; its
-// error is logged, the slot is empty all the same.
+// Routes are the slots of the SPS dialect (contract section 6), and their care. audit is told of each slot that was
+// emptied or changed; its error is logged, the slot is changed all the same.
 func (s *Slots) Routes(audit func(p api.Principal, action, object string) error) []api.Route {
-	return []api.Route{
+	return append(s.careRoutes(audit), []api.Route{
 		{Method: http.MethodGet, Path: mountPath, Access: api.Viewer, Handler: s.handleList},
 		{Method: http.MethodGet, Path: mountPath + "/{slot}", Access: api.Viewer, Handler: s.handleGet},
 		{Method: http.MethodDelete, Path: mountPath + "/{slot}", Access: api.Operator, Handler: func(r *http.Request) (api.Reply, error) {
 			return s.handleDelete(r, audit)
 		}},
-	}
+	}...)
 }
 
 func (s *Slots) handleList(*http.Request) (api.Reply, error) {
@@ -81,6 +81,8 @@ func (s *Slots) handleDelete(r *http.Request, audit func(p api.Principal, action
 		return api.Reply{}, api.Conflict("Slot "+number+" runs now or boots next and cannot be deleted. Activate another slot first.", map[string]any{"slot_id": id, "state": "protected"})
 	case errors.Is(err, ErrBusy):
 		return api.Reply{}, busy(id, " and cannot be deleted")
+	case errors.Is(err, ErrPinned):
+		return api.Reply{}, api.Conflict("Slot "+number+" is pinned and cannot be deleted. Unpin it first.", map[string]any{"slot_id": id, "state": "pinned"})
 	case errors.Is(err, ErrReserved):
 		return api.Reply{}, api.Conflict("Slot "+number+" is reserved by a running fetch. Cancel the fetch first.", map[string]any{"slot_id": id, "state": "reserved"})
 	case errors.Is(err, ErrBoot):
@@ -127,6 +129,7 @@ func document(slot Slot, parent string) api.Slot {
 		if !m.ISO {
 			doc.Body.State = "not-iso"
 		}
+		describeCare(&doc.Body, slot)
 	}
 	return doc
 }

@@ -51,6 +51,9 @@ type Config struct {
 	RequireISO bool
 	// VersionFile is the path, inside the ISO, of the file whose first line is the version; empty for none.
 	VersionFile string
+	// Evict empties the oldest slot that may be emptied when a Reserve finds none; see evict.go. Evicted is told of each.
+	Evict   bool
+	Evicted func(Slot)
 	// Buffered switches O_DIRECT off, for tests.
 	Buffered bool
 	// Now is the clock for manifests; nil means [time.Now].
@@ -71,11 +74,13 @@ type Slots struct {
 	lock  *os.File // flock'ed as long as the Slots is open; nil if it could not be yet
 	swept bool
 
-	mu       sync.Mutex
-	held     map[int]string // slot → key of its Writer, or "" while the slot is being deleted
-	busy     map[int]bool   // slots that Hold holds
-	bootless bool           // boot.json could not be read the last time
-	closed   bool
+	mu        sync.Mutex
+	held      map[int]string     // slot → key of its Writer, or "" while the slot is being deleted
+	freed     chan struct{}      // closed and replaced when a slot is no longer held
+	unwritten map[int]careOnDisk // what the disk did not take, by slot
+	busy      map[int]bool       // slots that Hold holds
+	bootless  bool               // boot.json could not be read the last time
+	closed    bool
 }
 
 // Open makes the directories, locks Dir against other agents, and brings the disk in order after a crash.
@@ -93,7 +98,7 @@ func Open(cfg Config) (*Slots, error) {
 		return nil, fmt.Errorf("cannot open slots: bad configuration (dir %q, first %d, count %d, reserve %d)",
 			cfg.Dir, cfg.First, cfg.Count, cfg.Reserve)
 	}
-	s := &Slots{cfg: cfg, held: make(map[int]string), busy: make(map[int]bool)}
+	s := &Slots{cfg: cfg, held: make(map[int]string), freed: make(chan struct{}), busy: make(map[int]bool), unwritten: make(map[int]careOnDisk)}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot open slots in %s: %w", cfg.Dir, err), s.Close())
 	}

@@ -39,12 +39,15 @@ type localConfig struct {
 }
 
 type slotsConfig struct {
-	Dir         string `toml:"dir"`
-	First       int    `toml:"first"`
-	Count       int    `toml:"count"`
-	Reserve     int64  `toml:"reserve"`
-	RequireISO  bool   `toml:"require_iso"`
-	VersionFile string `toml:"version_file"`
+	Dir           string   `toml:"dir"`
+	First         int      `toml:"first"`
+	Count         int      `toml:"count"`
+	Reserve       int64    `toml:"reserve"`
+	RequireISO    bool     `toml:"require_iso"`
+	VersionFile   string   `toml:"version_file"`
+	ScrubInterval optional `toml:"scrub_interval"`
+	ScrubRate     int64    `toml:"scrub_rate"`
+	Evict         string   `toml:"evict"`
 }
 
 type fetchConfig struct {
@@ -178,7 +181,7 @@ func defaults() config {
 		StateDir: "/var/lib/slotfetch",
 		API:      apiConfig{Listen: ":8443"},
 		Local:    localConfig{Socket: "/run/slotfetch/api.sock"},
-		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20},
+		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20, ScrubInterval: optional(168 * time.Hour), ScrubRate: 20 << 20, Evict: "never"},
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
 			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean",
 			CheckpointBytes: 128 << 20, CheckpointInterval: duration(10 * time.Second)},
@@ -202,6 +205,7 @@ func (c config) check() error {
 	want(c.Slots.Count >= 1 && c.Slots.Count <= 64, "slots.count must be between 1 and 64, not %d", c.Slots.Count)
 	want(c.Slots.First >= 0 && c.Slots.First <= 1000, "slots.first must be between 0 and 1000, not %d", c.Slots.First)
 	want(c.Slots.Reserve >= 0, "slots.reserve must not be negative")
+	c.checkCare(want)
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
 	want(c.Fetch.Connections >= 0 && c.Fetch.Connections <= 16, "fetch.connections must be between 0 and 16, not %d", c.Fetch.Connections)
 	want(c.Fetch.MaxSize >= 0, "fetch.max_size must not be negative")

@@ -27,15 +27,16 @@ import (
 
 // daemon is the running agent: leaves are opened first and closed last.
 type daemon struct {
-	cfg   config
-	log   *slog.Logger
-	lock  *os.File
-	store *store.Store
-	slots *slots.Slots
-	fetch *fetch.Manager
-	auth  *auth.Auth
-	api   *api.Server
-	cert  *certificate
+	cfg      config
+	log      *slog.Logger
+	lock     *os.File
+	store    *store.Store
+	slots    *slots.Slots
+	scrubber *slots.Scrubber
+	fetch    *fetch.Manager
+	auth     *auth.Auth
+	api      *api.Server
+	cert     *certificate
 
 	upgrades *upgrader
 
@@ -63,7 +64,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		return d, err
 	}
 	if d.slots, err = slots.Open(slots.Config{Dir: cfg.Slots.Dir, First: cfg.Slots.First, Count: cfg.Slots.Count, Reserve: cfg.Slots.Reserve,
-		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, Log: log}); err != nil {
+		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
 		return d, err
 	}
 	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots); err != nil {
@@ -72,6 +73,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	if err := d.openFetch(); err != nil {
 		return d, err
 	}
+	d.scrubber = slots.StartScrubber(d.slots, slots.ScrubConfig{Interval: time.Duration(cfg.Slots.ScrubInterval), Rate: cfg.Slots.ScrubRate})
 	if d.auth, err = auth.Open(auth.Config{Store: d.store, Log: log, OnLogin: d.onLogin}); err != nil {
 		return d, err
 	}
@@ -260,6 +262,9 @@ func (d *daemon) close() error {
 	if d.fetch != nil {
 		// Before the servers, which would else wait for requests that wait for fetches.
 		errs = append(errs, d.fetch.Close())
+	}
+	if d.scrubber != nil {
+		d.scrubber.Close() // for the same reason
 	}
 	for i, s := range d.servers {
 		if err := s.Shutdown(ctx); err != nil {

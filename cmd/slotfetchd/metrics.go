@@ -81,7 +81,7 @@ func (s stock) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(slotsDesc, err)
 		return
 	}
-	states := map[string]int{"empty": 0, "reserved": 0, "ok": 0, "not-iso": 0, "damaged": 0}
+	states := map[string]int{"empty": 0, "reserved": 0, "ok": 0, "not-iso": 0, "damaged": 0, "degraded": 0}
 	for _, slot := range list {
 		states[slotState(slot)]++
 	}
@@ -95,6 +95,8 @@ func slotState(s slots.Slot) string {
 	switch {
 	case s.Damaged:
 		return "damaged"
+	case s.Manifest != nil && s.Care.Degraded:
+		return "degraded"
 	case s.Manifest != nil && !s.Manifest.ISO:
 		return "not-iso"
 	case s.Manifest != nil:

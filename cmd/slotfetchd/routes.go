@@ -20,9 +20,11 @@ func (d *daemon) routes() []api.Route {
 		ValidSlot: d.slots.Known,
 		Slots:     fmt.Sprintf("the number of a slot, %d to %d", d.cfg.Slots.First, d.cfg.Slots.First+d.cfg.Slots.Count-1),
 	})...)
-	table = append(table, d.slots.Routes(func(p api.Principal, action, object string) error {
+	audit := func(p api.Principal, action, object string) error {
 		return d.store.Audit(store.Actor{Name: p.Name, Address: p.Address}, action, object, "")
-	})...)
+	}
+	table = append(table, d.slots.Routes(audit)...)
+	table = append(table, d.scrubber.Routes(audit)...)
 	table = append(table, d.slots.TestRoute(d.testPolicy()))
 	table = append(table, d.upgradeRoutes()...)
 	table = append(table,
@@ -86,5 +88,5 @@ func (d *daemon) handleHealth(r *http.Request) (api.Reply, error) {
 		e.Err = err
 		return api.Reply{}, e
 	}
-	return api.Reply{Body: map[string]string{"status": "ok"}}, nil
+	return api.Reply{Body: d.alarm()}, nil
 }

@@ -55,6 +55,9 @@ type Config struct {
 	RateLimit int64
 	// Window is when fetches may run that have no window of their own.
 	Window Window
+	// KeepAge and KeepCount bound the list of ended fetches: how old they get, and how many there are; 0: no bound.
+	KeepAge   time.Duration
+	KeepCount int
 	// CancelWait is how long a DELETE, or a pause, waits for the end of a running fetch (default 30 s).
 	CancelWait time.Duration
 
@@ -145,6 +148,7 @@ func Open(cfg Config) (*Manager, error) {
 		limit: newLimiter(cfg.RateLimit), recovered: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.clock.Store(cfg.Now().UnixNano() - int64(time.Since(epoch)))
+	m.keep(m.recovered)
 	err := m.recover()
 	switch {
 	case err == nil:
@@ -153,6 +157,7 @@ func Open(cfg Config) (*Manager, error) {
 		// Nobody could look, or make room, through an agent that does not start.
 		m.group.Go(func() { m.recoverLater(err) })
 	default:
+		m.Close()
 		return nil, err
 	}
 	for range cfg.Workers {

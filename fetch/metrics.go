@@ -15,6 +15,7 @@ import (
 type metrics struct {
 	fetches, attempts, uploads *prometheus.CounterVec
 	received, uploaded         prometheus.Counter
+	after                      func() // what is to be done when a fetch has ended; may be nil
 }
 
 func newMetrics() *metrics {
@@ -41,7 +42,12 @@ func newMetrics() *metrics {
 }
 
 // ended counts a fetch that came to its end.
-func (m *metrics) ended(s store.Status) { m.fetches.WithLabelValues(string(s)).Inc() }
+func (m *metrics) ended(s store.Status) {
+	m.fetches.WithLabelValues(string(s)).Inc()
+	if m.after != nil {
+		m.after()
+	}
+}
 
 // count counts an attempt that ended with err.
 func (d *download) count(ctx context.Context, err error) {

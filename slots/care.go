@@ -185,18 +185,6 @@ func (s *Slots) noteScrub(id int, m *Manifest, degraded bool) (Slot, error) {
 	return s.Get(id)
 }
 
-// sweepCare tells, at the start, of a care.json that cannot be read.
-func (s *Slots) sweepCare(id int) {
-	dir, err := openSub(s.root, slotName(id))
-	if err != nil {
-		return
-	}
-	defer dir.Close() //nolint:errcheck // it was only read
-	if _, err := readCare(dir, ""); err != nil {
-		s.cfg.Log.Error("what was noted about a slot cannot be read; it counts as pinned until it is pinned or unpinned again", "slot", id, "err", err)
-	}
-}
-
 // Alarms are the numbers of the slots that are degraded or damaged.
 func (s *Slots) Alarms() ([]int, error) {
 	list, err := s.List()

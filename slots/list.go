@@ -168,7 +168,6 @@ func (s *Slots) sweep() error {
 		}
 		switch {
 		case problem == nil:
-			s.sweepCare(id)
 		case errors.Is(problem, errNoManifest) && bootErr == nil && !b.protects(id):
 			s.cfg.Log.Warn("sweep image without a manifest", "slot", id)
 			if err := s.unpublish(id); err != nil {
@@ -181,11 +180,14 @@ func (s *Slots) sweep() error {
 	return nil
 }
 
-// sweepTemp removes what was never renamed.
+// sweepTemp removes what was never renamed. It also looks whether the rest of what is small can be read.
 func (s *Slots) sweepTemp(id int) error {
 	dir, err := openSub(s.root, slotName(id))
 	if err != nil {
 		return nil //nolint:nilerr // not there, or no directory: read will tell
+	}
+	if _, err := readCare(dir, ""); err != nil {
+		s.cfg.Log.Error("what was noted about a slot cannot be read; it counts as pinned until it is pinned or unpinned again", "slot", id, "err", err)
 	}
 	return errors.Join(removeFile(dir, manifestFile+tempSuffix), removeFile(dir, careFile+tempSuffix), dir.Close())
 }

@@ -17,6 +17,7 @@ var evictions = map[string]bool{"never": false, "oldest": true}
 // checkCare is config.check for the care of slots.
 func (c config) checkCare(want func(ok bool, format string, args ...any)) {
 	want(c.Slots.ScrubRate == 0 || c.Slots.ScrubRate >= 1<<16, "slots.scrub_rate must be at least 65536 bytes a second, or 0 for no limit, not %d", c.Slots.ScrubRate)
+	want(c.Fetch.KeepCount >= 0, "fetch.keep_count must not be negative")
 	_, known := evictions[c.Slots.Evict]
 	want(known, "slots.evict must be never or oldest, not %q", c.Slots.Evict)
 }

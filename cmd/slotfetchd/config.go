@@ -64,6 +64,8 @@ type fetchConfig struct {
 	ResumeVerify string   `toml:"resume_verify"`
 	RateLimit    int64    `toml:"rate_limit"`
 	Window       window   `toml:"window"`
+	KeepAge      optional `toml:"keep_age"`
+	KeepCount    int      `toml:"keep_count"`
 
 	CheckpointBytes    int64    `toml:"checkpoint_bytes"`
 	CheckpointInterval duration `toml:"checkpoint_interval"`

@@ -156,7 +156,7 @@ func (d *daemon) openFetch() error {
 		Retry:    fetch.Retry{Rounds: c.RetryRounds, Initial: time.Duration(c.RetryInitial), Max: time.Duration(c.RetryMax)},
 		Deadline: time.Duration(c.Deadline), MaxTraffic: traffic, ResumeVerify: resumeVerify[c.ResumeVerify],
 		CheckpointBytes: c.CheckpointBytes, CheckpointEvery: time.Duration(c.CheckpointInterval),
-		RateLimit: c.RateLimit, Window: fetch.Window(c.Window), MaxSize: c.MaxSize})
+		RateLimit: c.RateLimit, Window: fetch.Window(c.Window), MaxSize: c.MaxSize, KeepAge: time.Duration(c.KeepAge), KeepCount: c.KeepCount})
 	return err
 }
 

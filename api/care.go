@@ -39,6 +39,14 @@ type SlotPlanBody struct {
 	Message string `json:"message"`
 }
 
+// Signature is a signed manifest in the request of a fetch.
+type Signature struct {
+	// Manifest is its text, byte for byte as it was signed.
+	Manifest string `json:"manifest"`
+	// Minisig is the signature that minisign made of it.
+	Minisig string `json:"minisig"`
+}
+
 // Health is the reply of GET /healthz when the agent can do its work.
 type Health struct {
 	// Status is ok, or degraded when a slot needs somebody.

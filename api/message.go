@@ -139,6 +139,7 @@ type FetchRequest struct {
 	TLS         *TLS         `json:"tls,omitempty"`
 	Mirrors     []string     `json:"mirrors,omitempty"`
 	Force       bool         `json:"force,omitempty"`
+	Signature   *Signature   `json:"signature,omitempty"`
 	FetchSchedule
 }
 
@@ -212,6 +213,11 @@ type SlotBody struct {
 	Pinned bool `json:"pinned"`
 	// Label is what people call the image; empty if nothing.
 	Label string `json:"label"`
+	// SignedBy is the id of the key that signed the image's manifest, Product and MinVersion are from there; empty if it
+	// had none.
+	SignedBy   string `json:"signed_by"`
+	Product    string `json:"product"`
+	MinVersion string `json:"min_version"`
 }
 
 // Empty tells whether the slot holds no image.

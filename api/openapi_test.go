@@ -102,7 +102,7 @@ func TestDescriptionIsComplete(t *testing.T) {
 }
 
 // requests are the schemas of what clients send. Unknown keys are ignored there.
-var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest", "SlotChange"}
+var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest", "SlotChange", "Signature"}
 
 // shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
 // has one for each.
@@ -149,6 +149,7 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.SlotPlan]():      {"SlotPlan"},
 	reflect.TypeFor[api.SlotPlanBody]():  {"SlotPlanBody"},
 	reflect.TypeFor[api.Health]():        {"Health"},
+	reflect.TypeFor[api.Signature]():     {"Signature"},
 	reflect.TypeFor[api.Upload]():        {"Upload"},
 	reflect.TypeFor[api.UploadMeta]():    {"UploadMeta"},
 

@@ -20,11 +20,12 @@ import (
 
 // download brings one claimed fetch to a final status, or back to the queue. It belongs to one worker.
 type download struct {
-	m    *Manager
-	f    store.Fetch
-	fl   *flight
-	pipe *pipeline
-	log  *slog.Logger
+	m      *Manager
+	f      store.Fetch
+	fl     *flight
+	pipe   *pipeline
+	signed *signed // nil without a signed manifest
+	log    *slog.Logger
 
 	candidates []candidate
 	w          *slots.Writer
@@ -82,6 +83,9 @@ func (d *download) bring(ctx context.Context) (err error) {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // before anything is done: it was paused meanwhile, or its time is not now
+	}
+	if err := d.resolveSigned(ctx); err != nil {
+		return err
 	}
 	if err := d.resolve(ctx); err != nil {
 		return err

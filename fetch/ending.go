@@ -31,6 +31,7 @@ func (d *download) install(ctx context.Context) error {
 	if err != nil {
 		return errWrite{err}
 	}
+	d.attest(&m)
 	_, _, tls := d.fl.progress.counts()
 	if err := d.beginInstall(ctx, m.Size, tls); err != nil {
 		return err

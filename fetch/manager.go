@@ -58,6 +58,8 @@ type Config struct {
 	// KeepAge and KeepCount bound the list of ended fetches: how old they get, and how many there are; 0: no bound.
 	KeepAge   time.Duration
 	KeepCount int
+	// Trust is whose images are taken.
+	Trust Trust
 	// CancelWait is how long a DELETE, or a pause, waits for the end of a running fetch (default 30 s).
 	CancelWait time.Duration
 
@@ -225,7 +227,10 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 		}
 	}
 	var out store.Fetch
-	if s := m.holder(f); s != nil {
+	if f.Signature, err = q.Signature.encode(); err != nil {
+		return store.Fetch{}, err
+	}
+	if s := m.holder(f); s != nil && !m.wantsSignature(f) {
 		f.Paused, f.EligibleAt = false, time.Time{}
 		out, err = m.cfg.Store.EnqueueFinished(f, s.ID, s.Manifest.Size, by)
 	} else {

@@ -57,6 +57,12 @@ func (p Policy) checksum(o api.Object) error {
 	return err
 }
 
+// mayLack tells whether a digest inside checksum may be left out, and is not merely misspelt.
+func (p Policy) mayLack(sum api.Object, name string) bool {
+	var missing *api.Error
+	return (p.Signed || p.DryRun) && errors.As(sum.Required(name), &missing) && missing.Details["found"] == nil && !sum.Has(name)
+}
+
 // dry answers a dry run. It leaves a line in the log: an operator can look into a network by it.
 func (m *Manager) dry(q Request, by store.Actor) (api.Reply, error) {
 	// Not the context of the request: that ends with the server's limit for reading, and net/http cannot tell the two apart.
@@ -91,10 +97,15 @@ func (m *Manager) Probe(ctx context.Context, q Request) (api.ProbeBody, error) {
 	if q.ChecksumURL != nil {
 		f.ChecksumURL = q.ChecksumURL.String()
 	}
+	var err error
 	for _, u := range q.Mirrors {
 		f.Mirrors = append(f.Mirrors, u.String())
 	}
+	if f.Signature, err = q.Signature.encode(); err != nil {
+		return api.ProbeBody{}, err
+	}
 	p := &probe{d: &download{m: m, f: f}, body: api.ProbeBody{Verdict: string(source.OK), URL: f.URL}}
+	p.signature(ctx, q)
 	p.checksum(ctx, q.Secrets)
 	p.schedule(q.Schedule)
 	if s := m.holder(p.d.f); s != nil {
@@ -168,7 +179,10 @@ func (p *probe) box(c source.Check) {
 // checksum also reads the checksum file, if there is one.
 func (p *probe) checksum(ctx context.Context, secrets Secrets) {
 	const name = "checksum"
-	if p.d.f.ChecksumURL == "" {
+	if p.d.f.SHA256 == "" && p.d.m.wantsSignature(p.d.f) {
+		return // the failure before says it
+	}
+	if p.d.f.ChecksumURL == "" || p.d.signed != nil {
 		c := source.Check{Name: name, Result: source.OK, Message: "The image will be compared with the SHA-256."}
 		if p.d.f.SHA256 == "" {
 			c = source.Check{Name: name, Result: source.Warning, Code: "no_checksum", Message: "No SHA-256 is given.",
@@ -197,6 +211,27 @@ func (p *probe) checksum(ctx context.Context, secrets Secrets) {
 	p.d.f.SHA256 = sum
 	p.body.Checks = append(p.body.Checks, wire(req.URL, c))
 	p.worsen(c.Result)
+}
+
+// signature looks for the signed manifest, where one is needed.
+func (p *probe) signature(ctx context.Context, q Request) {
+	const name = "signature"
+	if !p.d.m.wantsSignature(p.d.f) {
+		return
+	}
+	var err error
+	if q.Signature != nil {
+		err = p.d.believe(*q.Signature)
+	} else {
+		_, err = p.d.findSigned(ctx, q.Secrets)
+	}
+	if err != nil {
+		p.box(source.Failure(name, p.d.explain(err)))
+		return
+	}
+	s := p.d.signed
+	p.d.f.SHA256 = s.sha256
+	p.box(source.Check{Name: name, Result: source.OK, Message: fmt.Sprintf("The manifest is signed with the key %s: %s, version %s, %d bytes.", s.keyID, s.product, s.version, s.size)})
 }
 
 // schedule tells if the fetch would have to wait for its time.

@@ -34,6 +34,8 @@ type Request struct {
 	Force bool
 	// ChecksumURL is where the SHA-256 is read from if SHA256 is empty; without userinfo.
 	ChecksumURL *url.URL `json:",omitempty"`
+	// Signature is the signed manifest of the image, nil if it is beside it or not needed.
+	Signature *Signature `json:",omitempty"`
 	// Schedule has no EligibleAt yet.
 	Schedule store.Schedule `json:",omitzero"`
 	// Idempotency is the caller's own key for this request; a second request under it gives the first fetch. Empty: none.
@@ -65,6 +67,8 @@ type Policy struct {
 	InRoots func(*url.URL) bool
 	// DryRun is for a look only: checksum may be left out.
 	DryRun bool
+	// Signed says that a signed manifest is required; then the digest may be left out, too.
+	Signed bool
 	// ValidSlot tells whether a slot is configured; Slots says which in words.
 	ValidSlot func(int) bool
 	Slots     string
@@ -73,6 +77,11 @@ type Policy struct {
 // ParseRequest reads and checks o by the contract's section 5.1. Its errors are *api.Error.
 func ParseRequest(o api.Object, p Policy) (Request, error) {
 	var q Request
+	var err error
+	if q.Signature, err = parseSignature(o); err != nil {
+		return q, err
+	}
+	p.DryRun = p.DryRun || p.Signed || q.Signature != nil
 	if err := first(o.Required("url"), p.checksum(o)); err != nil {
 		return q, err
 	}
@@ -115,7 +124,7 @@ func (q *Request) checksum(o api.Object, p Policy) error {
 		return err
 	}
 	if !sum.Has("url") {
-		if err := sum.Required("sha256"); err != nil {
+		if err := sum.Required("sha256"); err != nil && !p.mayLack(sum, "sha256") {
 			return err
 		}
 		q.SHA256, err = digest(sum, "sha256", 64)

@@ -56,6 +56,9 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 	}
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
 	in := io.Reader(stream)
+	if err := d.rightSize(stream.Validator.Size); err != nil {
+		return err
+	}
 	if stream.Offset != d.w.Offset() {
 		if d.from != from && d.from != "" {
 			head, err := d.onProbation(stream)
@@ -86,7 +89,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	paced := &limited{ctx: ctx, r: in, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
+	paced := &limited{ctx: ctx, r: d.bounded(in, stream.Offset), limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
 	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
@@ -250,6 +253,7 @@ func (d *download) verify(ctx context.Context) error {
 	sum256, sum512 := d.digests.got()
 	var e *source.Error
 	switch {
+	case errors.As(d.rightSize(d.w.Offset()), &e):
 	case sum256 != d.f.SHA256:
 		e = mismatch("SHA-256", d.f.SHA256, sum256)
 	case d.f.SHA512 != "" && sum512 != d.f.SHA512:

@@ -200,6 +200,9 @@ func (p Plan) Words() string {
 func describeCare(b *api.SlotBody, slot Slot) {
 	c := slot.Care
 	b.Pinned, b.Label, b.ScrubbedAt = c.Pinned, c.Label, api.FormatTime(c.ScrubbedAt)
+	if m := slot.Manifest; m != nil {
+		b.SignedBy, b.Product, b.MinVersion = m.SignedBy, m.Product, m.MinVersion
+	}
 	if c.Degraded {
 		b.State = "degraded"
 	}

@@ -68,6 +68,8 @@ type Fetch struct {
 	RequestHash []byte
 	// ChecksumURL is where SHA256 is read from while that is empty; without userinfo, and mostly empty itself.
 	ChecksumURL string
+	// Signature is the signed manifest of the image and its signature, as JSON; empty if there is none, or it is not found yet.
+	Signature string
 	Schedule
 	// Secrets are sealed; nil when there are none, and always once final.
 	Secrets   []byte
@@ -109,13 +111,13 @@ type Actor struct {
 }
 
 const fetchColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, mirrors, coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, ` + scheduleColumns + `, secrets, created_by, created_at,
+	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, coalesce(signature, ''), ` + scheduleColumns + `, secrets, created_by, created_at,
 	start_time, end_time, attempts, bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified,
 	slot_id, deduplicated, coalesce(error_code, ''), coalesce(error, ''), cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
 
 // listColumns leave out what may be large and no list needs: a row may have 64 KiB of certificates alone.
 const listColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, '[]', coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, '', force, '', NULL, ` + scheduleColumns + `, NULL, created_by, created_at, start_time, end_time, attempts,
+	want_slot, tls_verify, '', force, '', NULL, '', ` + scheduleColumns + `, NULL, created_by, created_at, start_time, end_time, attempts,
 	bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified, slot_id, deduplicated,
 	coalesce(error_code, ''), coalesce(error, ''), cp_offset, NULL, '', '', cp_clean`
 
@@ -124,7 +126,7 @@ func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	var mirrors string
 	var created, start, end, notBefore, eligible sql.NullInt64
 	err := row.Scan(&f.Seq, &f.Key, &f.Status, &f.Phase, &f.CancelRequested, &f.URL, &mirrors, &f.SHA256, &f.SHA512,
-		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash,
+		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash, &f.Signature,
 		&f.ChecksumURL, &f.Priority, &f.Paused, &notBefore, &f.Window, &eligible, &f.RateLimit, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
 		&f.BytesDownloaded, &f.BytesTotal, &f.ResumedFrom, &f.BytesReceived, &f.BytesPerSecond, &f.TLSVerified, &f.SlotID, &f.Deduplicated, &f.ErrorCode, &f.Error,
 		&f.Checkpoint.Offset, &f.Checkpoint.State, &f.Checkpoint.Validator, &f.Checkpoint.Source, &f.Checkpoint.Clean)
@@ -172,11 +174,11 @@ func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, er
 		}
 		out, err = scanFetch(tx.QueryRow(`INSERT INTO fetches
 			(status, start_time, end_time, bytes_downloaded, bytes_total, slot_id, deduplicated,
-			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash,
+			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash, signature,
 			 checksum_url, priority, paused, not_before, "window", eligible_at, rate_limit, secrets, created_by, created_at)
-			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?,
+			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?, nullif(?, ''),
 			 nullif(?, ''), ?, ?, ?, nullif(?, ''), ?, nullif(?, 0), ?, ?, ?) RETURNING `+fetchColumns,
-			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash,
+			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash, f.Signature,
 				f.ChecksumURL, f.Priority, f.Paused, nullMillis(f.NotBefore), f.Window, nullMillis(f.EligibleAt), f.RateLimit,
 				secrets, by.Name, millis(s.now()))...))
 		if err != nil {

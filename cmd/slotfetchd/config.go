@@ -23,6 +23,7 @@ type config struct {
 	Egress   egressConfig `toml:"egress"`
 	Proxy    proxyConfig  `toml:"proxy"`
 	Info     infoConfig   `toml:"info"`
+	Trust    trustConfig  `toml:"trust"`
 
 	Upgrade  upgradeConfig  `toml:"upgrade"`
 	Activate activateConfig `toml:"activate"`
@@ -208,6 +209,8 @@ func (c config) check() error {
 	want(c.Slots.First >= 0 && c.Slots.First <= 1000, "slots.first must be between 0 and 1000, not %d", c.Slots.First)
 	want(c.Slots.Reserve >= 0, "slots.reserve must not be negative")
 	c.checkCare(want)
+	_, kerr := c.Trust.policy(c.Upgrade)
+	want(kerr == nil, "%w", kerr)
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
 	want(c.Fetch.Connections >= 0 && c.Fetch.Connections <= 16, "fetch.connections must be between 0 and 16, not %d", c.Fetch.Connections)
 	want(c.Fetch.MaxSize >= 0, "fetch.max_size must not be negative")

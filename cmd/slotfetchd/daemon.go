@@ -147,6 +147,10 @@ func (d *daemon) openFetch() error {
 	if err != nil {
 		return err
 	}
+	trust, err := d.cfg.Trust.policy(d.cfg.Upgrade)
+	if err != nil {
+		return err
+	}
 	c := d.cfg.Fetch
 	traffic := c.MaxTraffic
 	if traffic == 0 {
@@ -156,7 +160,7 @@ func (d *daemon) openFetch() error {
 		Retry:    fetch.Retry{Rounds: c.RetryRounds, Initial: time.Duration(c.RetryInitial), Max: time.Duration(c.RetryMax)},
 		Deadline: time.Duration(c.Deadline), MaxTraffic: traffic, ResumeVerify: resumeVerify[c.ResumeVerify],
 		CheckpointBytes: c.CheckpointBytes, CheckpointEvery: time.Duration(c.CheckpointInterval),
-		RateLimit: c.RateLimit, Window: fetch.Window(c.Window), MaxSize: c.MaxSize, KeepAge: time.Duration(c.KeepAge), KeepCount: c.KeepCount})
+		RateLimit: c.RateLimit, Window: fetch.Window(c.Window), MaxSize: c.MaxSize, KeepAge: time.Duration(c.KeepAge), KeepCount: c.KeepCount, Trust: trust})
 	return err
 }
 

@@ -17,6 +17,7 @@ func (d *daemon) routes() []api.Route {
 	table := d.auth.Routes()
 	table = append(table, d.fetch.Routes(fetch.Policy{
 		InRoots:   source.InRoots,
+		Signed:    d.cfg.Trust.Require,
 		ValidSlot: d.slots.Known,
 		Slots:     fmt.Sprintf("the number of a slot, %d to %d", d.cfg.Slots.First, d.cfg.Slots.First+d.cfg.Slots.Count-1),
 	})...)

@@ -108,6 +108,18 @@ var faults = []Fault{
 	{"metalink", Permanent, "The Metalink could not be read, or lists nothing of use.", "Check the URL and checksum.sha256, or give the URL of the image itself."},
 	{"checksum_file", Permanent, "The file that was to have the SHA-256 has none for the image, or several.", "Check checksum.url, or give checksum.sha256."},
 
+	// The signed manifest.
+	{"signature_missing", Permanent, "This box takes images with a signed manifest only, and there is none.", "Put IMAGE.manifest.json and IMAGE.manifest.json.minisig beside the image, or send them in signature of the request."},
+	{"signature_key", Human, "The manifest is signed with a key that this box does not trust.", "Add the public key to trust.keys in the agent's configuration if it should be trusted, and restart the agent."},
+	{"signature_bad", Permanent, "The manifest is not what was signed: it, its signature or the comment in it was changed.", "Get both files anew from the publisher; if they are the same there, do not install the image."},
+	{"signature_manifest", Permanent, "The manifest is signed, but does not say what it has to.", "Have the publisher sign a manifest with product, version, size and sha256."},
+	{"signature_expired", Permanent, "The signed manifest is too old.", "Get a newer one from the publisher, and check the clock of the box."},
+	{"signature_product", Permanent, "The image is for another product.", "Use the image for this product, or correct trust.product in the agent's configuration."},
+	{"signature_digest", Permanent, "The signed manifest is of another image than the one that was asked for.", "Check checksum.sha256, or leave it out."},
+	{"signature_downgrade", Human, "The signed version is lower than the one that runs.", "Set upgrade.allow_downgrade in the agent's configuration if that is what you want, and restart the agent."},
+	{"signature_floor", Permanent, "The signed version is lower than the lowest that the publisher allows after the one that runs.", "Use a newer version."},
+	{"signature_size", Permanent, "The image has another size than its signed manifest says; it was not kept.", checkURL},
+
 	// The image.
 	{"digest", Permanent, "The file is not the one that was asked for; it was not kept.",
 		"Compare checksum.sha256 with what the publisher says; if it is right, the file on the server is another or damaged."},

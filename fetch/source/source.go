@@ -73,6 +73,8 @@ type Request struct {
 	// SHA256 is the digest, in lower-case hex, that the caller will compare. A server that announces another one is
 	// refused before the body moves. Without one (empty), VerifyAuto accepts no unverified server.
 	SHA256 string
+	// Signed says that the caller will verify a signature over the content, which for VerifyAuto is as good as a digest.
+	Signed bool `json:"-"`
 	// Trace, if not nil, is told what the attempt does before its first byte.
 	Trace *Trace `json:"-"`
 

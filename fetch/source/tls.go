@@ -34,7 +34,7 @@ type trust struct {
 }
 
 func newTrust(req Request) (*trust, error) {
-	t := &trust{policy: req.Verify, digest: req.SHA256 != "" || req.assumed}
+	t := &trust{policy: req.Verify, digest: req.SHA256 != "" || req.assumed || req.Signed}
 	if len(req.CA) > 0 {
 		t.policy, t.roots = VerifyAlways, x509.NewCertPool()
 		if !t.roots.AppendCertsFromPEM(req.CA) {

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/tls"
-	"database/sql"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -93,10 +92,7 @@ func sum(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 // audited is the newest event of that action.
 func (a *agent) audited(t *testing.T, action string) (event string) {
 	t.Helper()
-	db, err := sql.Open("sqlite3", "file:"+a.database()+"?_busy_timeout=10000")
-	check(t, err)
-	defer db.Close()
-	check(t, db.QueryRow(`SELECT actor || ' ' || object || ' ' || detail FROM events WHERE action = ? ORDER BY id DESC LIMIT 1`, action).Scan(&event))
+	check(t, a.sqlite(t).QueryRow(`SELECT actor || ' ' || object || ' ' || detail FROM events WHERE action = ? ORDER BY id DESC LIMIT 1`, action).Scan(&event))
 	return event
 }
 

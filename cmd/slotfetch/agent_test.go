@@ -48,6 +48,9 @@ import (
 //	until REGEXP program args...    runs it until its stdout matches
 //	capture VAR program args...     puts its stdout into a variable
 //	release                         lets slow.iso come whole
+//	boot N                          makes the machine believe that it was booted anew, into slot N
+//	root                            does what the agent has asked the root side for; a reboot is only told
+//	damage N                        changes a byte of the image in slot N
 func TestAgent(t *testing.T) {
 	bin := buildPrograms(t)
 	testscript.Run(t, testscript.Params{
@@ -62,6 +65,9 @@ func TestAgent(t *testing.T) {
 			"until":   onScene((*scene).until),
 			"capture": onScene((*scene).capture),
 			"release": onScene((*scene).release),
+			"boot":    onScene((*scene).boot),
+			"root":    onScene((*scene).root),
+			"damage":  onScene((*scene).damage),
 		},
 	})
 }
@@ -94,6 +100,7 @@ type scene struct {
 	daemon *process
 	shows  chan string // the fingerprints that the agent says it shows; closed when it is gone
 	others map[string]*process
+	boots  int
 }
 
 // process is a program in the background.
@@ -126,8 +133,17 @@ retry_initial = "10ms"
 retry_max = "100ms"
 [egress]
 allow = ["127.0.0.0/8"]
-`, filepath.Join(dir, "state"), s.box, filepath.Join(dir, "s")), 0o600)
+[activate]
+hooks = %q
+state_dir = %q
+boot_id_file = %q
+cmdline_file = %q
+`, filepath.Join(dir, "state"), s.box, filepath.Join(dir, "s"), filepath.Join(dir, "hooks"), filepath.Join(dir, "hookstate"),
+		filepath.Join(dir, "boot_id"), filepath.Join(dir, "cmdline")), 0o600)
 	if err != nil {
+		return err
+	}
+	if err := s.hooks(); err != nil {
 		return err
 	}
 
@@ -394,3 +410,48 @@ func (s *scene) capture(ts *testscript.TestScript, args []string) {
 }
 
 func (s *scene) release(*testscript.TestScript, []string) { s.open() }
+
+// hooks makes a boot loader of which nobody is afraid.
+func (s *scene) hooks() error {
+	dir := filepath.Join(s.dir, "hooks")
+	err := os.Mkdir(dir, 0o755)
+	for _, name := range []string{"activate", "confirm", "rollback"} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\nexit 0\n"), 0o755))
+	}
+	told := filepath.Join(s.dir, "rebooted")
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, "reboot"), []byte("#!/bin/sh\ntouch '"+told+"'\n"), 0o755))
+}
+
+func (s *scene) boot(ts *testscript.TestScript, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: boot N")
+	}
+	s.boots++
+	ts.Check(os.WriteFile(filepath.Join(s.dir, "boot_id"), fmt.Appendf(nil, "boot-%d\n", s.boots), 0o600))
+	ts.Check(os.WriteFile(filepath.Join(s.dir, "cmdline"), []byte("quiet slotfetch.slot="+args[0]+"\n"), 0o600))
+}
+
+func (s *scene) root(ts *testscript.TestScript, _ []string) {
+	request := filepath.Join(s.dir, "state", "activate", "request.json")
+	for end := time.Now().Add(fetchtest.Patience); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(request); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("the agent asks for nothing")
+		}
+	}
+	ts.Check(ts.Exec(filepath.Join(s.bin, "slotfetchd"), "--config", filepath.Join(s.dir, "agent.toml"), "activate"))
+	if told := filepath.Join(s.dir, "rebooted"); os.Remove(told) == nil {
+		fmt.Fprintln(ts.Stdout(), "rebooted")
+	}
+}
+
+func (s *scene) damage(ts *testscript.TestScript, args []string) {
+	name := filepath.Join(s.dir, "state", "slots", args[0], "image")
+	ts.Check(os.Chmod(name, 0o640))
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteAt([]byte("damage"), 1000)
+	ts.Check(errors.Join(err, f.Sync(), f.Close()))
+}

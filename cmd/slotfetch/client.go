@@ -21,8 +21,8 @@ import (
 const (
 	// dialLimit bounds the way to the connection.
 	dialLimit = 10 * time.Second
-	// callLimit bounds one call. A DELETE may take the 30 seconds for which the agent waits for its cancel.
-	callLimit = 75 * time.Second
+	// callLimit bounds one call. A test, and so an upgrade, may take the 80 seconds in which the agent reads an image.
+	callLimit = 95 * time.Second
 	// bodyLimit bounds an answer; a list of 100,000 fetches is smaller.
 	bodyLimit = 64 << 20
 )

@@ -91,7 +91,7 @@ type errorBody struct {
 }
 
 // ofBox is a command in a hint that asks the same box as this run.
-var ofBox = regexp.MustCompile(`with: slotfetch (fetch|probe|ls|show|watch|wait|cancel|prune|slots|whoami)\b`)
+var ofBox = regexp.MustCompile(`with: slotfetch (fetch|probe|ls|show|watch|wait|cancel|prune|slots|history|whoami)\b`)
 
 // sameBox makes the commands in a hint work as they stand when this run was given its box by a flag.
 func (a *app) sameBox(hint string) string {

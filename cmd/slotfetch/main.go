@@ -127,6 +127,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: "fetches", Title: "Fetches:"},
 		&cobra.Group{ID: "slots", Title: "Slots:"},
+		&cobra.Group{ID: "upgrades", Title: "Upgrades:"},
 		&cobra.Group{ID: "access", Title: "Access to a box:"},
 	)
 	add := func(group string, commands ...*cobra.Command) {
@@ -138,6 +139,7 @@ func (a *app) rootCommand() *cobra.Command {
 	add("fetches", a.fetchCommand(), a.probeCommand(), a.lsCommand(), a.showCommand(), a.attemptsCommand(), a.watchCommand(), a.waitCommand(),
 		a.pauseCommand(), a.resumeCommand(), a.changeCommand(), a.cancelCommand(), a.pruneCommand())
 	add("slots", a.slotsCommand(), a.uploadCommand())
+	add("upgrades", a.testCommand(), a.upgradeCommand(), a.rollbackCommand(), a.pendingCommand(), a.historyCommand())
 	add("access", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.trustCommand())
 	root.AddCommand(a.versionCommand())
 	return root

@@ -27,6 +27,7 @@ type fetch struct {
 	flags       *pflag.FlagSet
 	sha256      string
 	sha512      string
+	manifest    string
 	slot        int
 	mirrors     []string
 	credentials string
@@ -54,7 +55,7 @@ slot has the image already, the fetch is finished at once without a download.
 --sha256 takes 64 hex digits; or a line as sha256sum prints it; or a file of such lines, of
 which the one with the name of the image is taken (- reads them from stdin). If it is a URL of
 such a file, or of a Metalink (.meta4), the box reads it; whoever can change that file can
-change the image.
+change the image. It may be left out with --manifest.
 
 On a terminal, or with --timeout, slotfetch waits for the end and shows the progress; else, or
 with --detach, it prints the key of the fetch and ends. Ctrl-C stops the waiting, not the fetch.`,
@@ -86,6 +87,7 @@ func (f *fetch) imageFlags(cmd *cobra.Command, digest string) {
 	f.flags.SortFlags = false
 	f.flags.StringVar(&f.sha256, "sha256", "", "`DIGEST` of the image, a sha256sum line, or a FILE or URL of such lines "+digest)
 	f.flags.StringVar(&f.sha512, "sha512", "", "a SHA-512 `DIGEST` to check in addition, in the same forms")
+	f.flags.StringVar(&f.manifest, "manifest", "", "signed manifest of the image in `FILE`, its signature in FILE.minisig; it has the SHA-256")
 	f.flags.IntVar(&f.slot, "slot", 0, "fetch into slot `N`, which must be empty (default: the lowest empty one)")
 	f.flags.BoolVar(&f.force, "force", false, "download the image also if a slot of the box has it already")
 	f.flags.StringArrayVar(&f.mirrors, "mirror", nil, "another `URL` of the same image, tried after the first; may be repeated")
@@ -109,7 +111,7 @@ func unsent(err error) bool {
 
 func (f *fetch) run(ctx context.Context, args []string) error {
 	a := f.app
-	if f.sha256 == "" {
+	if f.sha256 == "" && f.manifest == "" {
 		return usage("--sha256 is missing", "Give the digest of the image, or the name of its checksum file.")
 	}
 	request, err := f.request(args[0])
@@ -184,6 +186,11 @@ func (f *fetch) request(rawURL string) (api.FetchRequest, error) {
 	}
 	if f.flags.Changed("sha512") {
 		if r.Checksum.SHA512, err = sha512Algorithm.digest(f.sha512, rawURL, f.app.stdin); err != nil {
+			return r, err
+		}
+	}
+	if f.manifest != "" {
+		if r.Signature, err = readSignature(f.manifest); err != nil {
 			return r, err
 		}
 	}

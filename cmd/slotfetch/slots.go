@@ -18,7 +18,7 @@ func (a *app) slotsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "slots",
 		Short:   "Look after the slots of the box",
-		Long:    "List the slots of the box, show one, or empty one. Without a subcommand: list.",
+		Long:    "Look after the slots of the box and the images in them. Without a subcommand: list.",
 		Example: "  slotfetch slots\n  slotfetch slots show 2\n  slotfetch slots rm 2",
 		Args:    wantsCommand,
 		RunE:    a.act(a.listSlots),
@@ -46,15 +46,16 @@ func (a *app) slotsCommand() *cobra.Command {
 		Use:        "rm N",
 		SuggestFor: []string{"remove", "delete", "empty"},
 		Short:      "Empty a slot",
-		Long: `Delete the image in slot N for good. The slot that runs now, the one that boots next, and one
-that a fetch has reserved are protected: that exits with 6.`,
+		Long: `Delete the image in slot N for good. The slot that runs now, the one that boots next, one
+that is pinned, and one that a fetch has reserved are protected: that exits with 6.`,
 		Example:           "  slotfetch slots rm 2\n  slotfetch slots rm 2 --yes",
 		Args:              wants(1, 1),
-		ValidArgsFunction: a.completeSlots(func(b api.SlotBody) bool { return !b.Empty() && !b.Current && !b.AfterReboot }),
+		ValidArgsFunction: a.completeSlots(func(b api.SlotBody) bool { return !b.Empty() && !b.Current && !b.AfterReboot && !b.Pinned }),
 		RunE:              a.act(func(ctx context.Context, args []string) error { return a.removeSlot(ctx, args[0], yes) }),
 	}
 	rm.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.AddCommand(list, show, rm)
+	cmd.AddCommand(a.slotCareCommands()...)
 	return cmd
 }
 
@@ -105,6 +106,9 @@ func slotUse(b api.SlotBody) string {
 	if b.AfterReboot {
 		uses = append(uses, "next")
 	}
+	if b.Pinned {
+		uses = append(uses, "pinned")
+	}
 	if b.State != "" && b.State != "ok" {
 		uses = append(uses, b.State)
 	}
@@ -139,12 +143,24 @@ func slotPage(p *page, s api.Slot) {
 		return
 	}
 	p.row("Version:", b.Version)
+	if b.Label != "" {
+		p.row("Label:", b.Label)
+	}
 	p.row("Use:", slotUse(b))
 	p.row("Size:", fmt.Sprintf("%s (%d bytes)", size(b.Size), b.Size))
 	p.row("SHA-256:", orDash(b.SHA256))
 	p.row("Volume:", orDash(b.VolumeID))
 	p.row("Fetched:", moment(b.FetchedAt))
 	p.row("Source:", orDash(b.Source))
+	if b.SignedBy != "" {
+		p.row("Signed by:", b.SignedBy+", for "+b.Product)
+	}
+	if b.MinVersion != "" {
+		p.row("Replaced by:", "version "+b.MinVersion+" or higher")
+	}
+	if b.ScrubbedAt != nil {
+		p.row("Last read:", moment(b.ScrubbedAt))
+	}
 	if b.UpgradeNotes != "" {
 		p.line("Notes:\n%s", b.UpgradeNotes)
 	}

@@ -306,11 +306,12 @@ func TestUpgradeWithoutCmdline(t *testing.T) {
 // the world.
 func TestUpgradeRaces(t *testing.T) {
 	t.Parallel()
-	x := newBox(t, "[slots]\ncount = 3\n", nil)
+	x := newBox(t, "[slots]\ncount = 4\n[fetch]\nworkers = 2\n", nil)
 	img := fetchtest.NewImage(other+2, 300_000)
 	x.c.awaitStatus(t, x.c.fetch(t, fetchtest.NewHTTP(t, nil).Handle("/fw-8.0.0.iso", fetchtest.Whole(img).Serve), img.SHA256()), "finished")
 	_, slow := serveStalling(t, small)
-	x.c.fetch(t, slow, small.SHA256()) // which finds no slot
+	running := x.c.fetch(t, slow, small.SHA256())
+	x.c.awaitPhase(t, running, "downloading")
 	for round := range 5 {
 		var mu sync.Mutex
 		codes := map[string][]int{}
@@ -358,4 +359,5 @@ func TestUpgradeRaces(t *testing.T) {
 			x.c.awaitStatus(t, x.c.fetch(t, fetchtest.NewHTTP(t, nil).Handle("/fw-7.4.0.iso", fetchtest.Whole(two).Serve), two.SHA256(), "slot_id", 2), "finished")
 		}
 	}
+	x.c.do(t, "GET", running, "").want(t, 200).is(t, "body.status", "in-progress") // nobody minded it
 }

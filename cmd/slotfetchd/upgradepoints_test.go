@@ -47,7 +47,11 @@ func TestUpgradePoints(t *testing.T) {
 				if call == "openat" || call == "close" {
 					continue // they change nothing
 				}
-				for _, harm := range append([]string{"signal=KILL"}, failures()...) {
+				harms := append([]string{"signal=KILL"}, failures()...)
+				if call == "write" && strings.HasPrefix(phase, "agent") {
+					harms = harms[:1] // the line that says where the agent listens is written too, and without it there is no test
+				}
+				for _, harm := range harms {
 					for i := range n {
 						all = append(all, point{call, harm, i + 1})
 					}

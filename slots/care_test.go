@@ -3,6 +3,7 @@ package slots_test
 import (
 	"context"
 	"errors"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/mux"
+
+	"slotfetch/api"
 	"slotfetch/slots"
 )
 
@@ -310,5 +314,40 @@ func TestCareRaces(t *testing.T) {
 			must(t, err)
 			must(t, s.Delete(1))
 		}
+	}
+}
+
+// A verify that takes longer than the answer may is told of with 202, and goes on.
+func TestVerifyLater(t *testing.T) {
+	s := openIn(t, t.TempDir())
+	fill(t, s, 1, nil, random(50*slots.BufferSize))
+	c := slots.StartScrubber(s, slots.ScrubConfig{Wait: time.Nanosecond})
+	defer c.Close()
+	var told []string
+	route := c.Routes(func(_ api.Principal, action, object string) error {
+		told = append(told, action+" "+object)
+		return nil
+	})[0]
+	verify := func() (api.Reply, error) {
+		r := httptest.NewRequestWithContext(t.Context(), route.Method, "/api/firmware/slots/1/verify", nil)
+		return route.Handler(mux.SetURLVars(r, map[string]string{"slot": "1"}))
+	}
+	reply, err := verify()
+	must(t, err)
+	if reply.Status != 202 || reply.Header.Get("Location") != "/api/firmware/slots/1" || reply.Header.Get("Retry-After") == "" || len(told) != 0 {
+		t.Errorf("got %+v, %v", reply, told)
+	}
+	if b := reply.Body.(api.Slot).Body; b.ScrubbedAt != nil || b.Size != 50*slots.BufferSize {
+		t.Errorf("got %+v", b)
+	}
+	for end := time.Now().Add(30 * time.Second); get(t, s, 1).Care.ScrubbedAt.IsZero(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never through")
+		}
+	}
+	c.Close()
+	var e *api.Error
+	if _, err := verify(); !errors.As(err, &e) || e.Status != 503 {
+		t.Errorf("after Close: %v", err)
 	}
 }

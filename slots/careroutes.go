@@ -11,8 +11,8 @@ import (
 	"slotfetch/api"
 )
 
-// verifyWait is how long the answer to a verify may take. The SPS clients give up after 100 s (contract section 9, rule
-// 19), ours after 75.
+// verifyWait is how long the answer to a verify may take, unless the configuration says otherwise. The SPS clients give
+// up after 100 s (contract section 9, rule 19), ours after 75.
 const verifyWait = 60 * time.Second
 
 // audited is told of what somebody did to a slot.
@@ -31,7 +31,7 @@ func (s *Slots) careRoutes(audit audited) []api.Route {
 
 // Routes are those of the scrubber. audit is told of each verify.
 func (c *Scrubber) Routes(audit func(p api.Principal, action, object string) error) []api.Route {
-	return []api.Route{{Method: http.MethodPost, Path: mountPath + "/{slot}/verify", Access: api.Operator, Wait: api.Always(verifyWait),
+	return []api.Route{{Method: http.MethodPost, Path: mountPath + "/{slot}/verify", Access: api.Operator, Wait: api.Always(c.cfg.Wait),
 		Handler: func(r *http.Request) (api.Reply, error) { return c.handleVerify(r, audit) }}}
 }
 
@@ -113,7 +113,7 @@ func (c *Scrubber) handleVerify(r *http.Request, audit audited) (api.Reply, erro
 	if err != nil {
 		return api.Reply{}, err
 	}
-	ctx, stop := context.WithTimeout(r.Context(), verifyWait)
+	ctx, stop := context.WithTimeout(r.Context(), c.cfg.Wait)
 	defer stop()
 	slot, err := c.Verify(ctx, id)
 	switch {

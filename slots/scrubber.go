@@ -15,6 +15,8 @@ type ScrubConfig struct {
 	Interval time.Duration
 	// Rate bounds the reading, in bytes a second; it is not for Verify. 0 means as fast as it goes.
 	Rate int64
+	// Wait is how long the answer to a verify may take (default 60 s).
+	Wait time.Duration
 }
 
 const (
@@ -53,6 +55,9 @@ type verification struct {
 
 // StartScrubber starts to look after s. Close it before s.
 func StartScrubber(s *Slots, cfg ScrubConfig) *Scrubber {
+	if cfg.Wait == 0 {
+		cfg.Wait = verifyWait
+	}
 	c := &Scrubber{s: s, cfg: cfg, limit: rate.NewLimiter(rate.Inf, BufferSize), one: make(chan struct{}, 1), runs: map[int]*verification{}}
 	if cfg.Rate > 0 {
 		c.limit.SetLimit(rate.Limit(cfg.Rate))

@@ -201,10 +201,36 @@ func (h *Handover) write(name string, v any, perm os.FileMode) error {
 	if len(data) >= handoverMax {
 		return fmt.Errorf("cannot write %s: it has %d bytes", name, len(data))
 	}
-	if err := replaceFile(h.root, name, append(data, '\n'), perm); err != nil {
-		return err
+	if err := h.replace(name, append(data, '\n'), perm); err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return syncDir(h.root)
+}
+
+// replace writes a small file atomically. Its mode does not depend on the umask: what root writes is for the agent to read.
+func (h *Handover) replace(name string, data []byte, perm os.FileMode) error {
+	temp := name + tempSuffix
+	if err := removeFile(h.root, temp); err != nil {
+		return err
+	}
+	f, err := h.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(perm)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = h.root.Rename(temp, name)
+	}
+	if err != nil {
+		return errors.Join(err, removeFile(h.root, temp))
+	}
+	return nil
 }
 
 // decodeStrict takes one JSON value that has no unknown fields and nothing after it.

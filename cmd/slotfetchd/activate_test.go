@@ -154,6 +154,16 @@ func TestRootSide(t *testing.T) {
 		}
 	}
 
+	// The agent is another user, and the unit has a strict umask.
+	a.under = []string{"sh", "-c", `umask 077 && exec "$0" "$@"`}
+	check(t, os.WriteFile(file, []byte(request()), 0o640))
+	a.root(t)
+	a.under = nil
+	if info, err := os.Stat(filepath.Join(a.state, "activate", "result.json")); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("the agent cannot read the result: %v %v", info.Mode(), err)
+	}
+	b.ran(t)
+
 	// The same request once more, after a power cut between result and removal, is not done twice.
 	again := request("reboot", "now")
 	check(t, os.WriteFile(file, []byte(again), 0o640))

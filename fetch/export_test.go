@@ -40,3 +40,12 @@ func ReadUpload(body io.Reader, h http.Header) (image []byte, name string, err e
 	image, err = io.ReadAll(u)
 	return image, u.name, err
 }
+
+// ParseSigned tells whether text, whose signature is good, is a manifest, and which digest and size it promises.
+func ParseSigned(text string) (sha256 string, size int64, err error) {
+	m, err := parseSigned(text)
+	if err != nil {
+		return "", 0, err
+	}
+	return m.sha256, m.size, nil
+}

@@ -411,3 +411,18 @@ func TestSignatureProbe(t *testing.T) {
 		}
 	}
 }
+
+// Whatever is signed, a manifest that is taken has a digest and a size.
+func FuzzSigned(f *testing.F) {
+	img := fetchtest.NewImage(1, 10)
+	for _, s := range []string{promise(img), promise(img, "expires", "2027-01-01T00:00:00Z"), promise(img, "size", 1e300), promise(img, "version", "7"),
+		`{}`, `[]`, `{"size":1,"size":2}`, `{"product":null}`, ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		sum, size, err := fetch.ParseSigned(text)
+		if err == nil && (len(sum) != 64 || strings.ToLower(sum) != sum || size <= 0) {
+			t.Errorf("%q: %q, %d", text, sum, size)
+		}
+	})
+}

@@ -351,3 +351,40 @@ func TestVerifyLater(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+// Whatever care.json holds, a label is fit to be shown and a slot is not lost over it.
+func FuzzCare(f *testing.F) {
+	for _, s := range []string{`{"format":1,"key":"` + key(1) + `","pinned":true,"label":"x","degraded":true}`, `{"format":1}`, `{}`, ``, `null`,
+		`{"format":1,"key":"` + key(1) + `","label":"\u001b"}`, `{"format":1,"scrubbed_at":"2026-05-04T08:00:00Z"}`} {
+		f.Add(s)
+	}
+	dir := f.TempDir()
+	s := openIn(f, dir)
+	fill(f, s, 1, nil, []byte("image"))
+	f.Fuzz(func(t *testing.T, text string) {
+		must(t, os.WriteFile(careFile(dir, "1"), []byte(text), 0o600))
+		sl := get(t, s, 1)
+		if sl.Manifest == nil || sl.Damaged || !slots.ValidLabel(sl.Care.Label) {
+			t.Errorf("%q: %+v", text, sl)
+		}
+	})
+}
+
+// The scrubber is no faster than its rate, whatever the disk can.
+func TestScrubRate(t *testing.T) {
+	s := openIn(t, t.TempDir())
+	fill(t, s, 1, nil, random(3*slots.BufferSize))
+	began := time.Now()
+	c := slots.StartScrubber(s, slots.ScrubConfig{Interval: time.Nanosecond, Rate: 4 * slots.BufferSize})
+	defer c.Close()
+	for get(t, s, 1).Care.ScrubbedAt.IsZero() {
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("never scrubbed")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// The first piece is free, the other two wait for their turn.
+	if took := time.Since(began); took < 450*time.Millisecond {
+		t.Errorf("3 MiB took %s at 4 MiB/s", took)
+	}
+}

@@ -51,16 +51,17 @@ func dryRun(r *http.Request) (bool, error) {
 func (p Policy) checksum(o api.Object) error {
 	err := o.Required("checksum")
 	var missing *api.Error
-	if p.DryRun && errors.As(err, &missing) && missing.Details["found"] == nil && !o.Has("checksum") {
+	if (p.DryRun || p.Signed) && errors.As(err, &missing) && missing.Details["found"] == nil && !o.Has("checksum") {
 		return nil
 	}
 	return err
 }
 
-// mayLack tells whether a digest inside checksum may be left out, and is not merely misspelt.
+// mayLack tells whether a digest inside checksum may be left out, since a signed manifest has it, and is not merely
+// misspelt.
 func (p Policy) mayLack(sum api.Object, name string) bool {
 	var missing *api.Error
-	return (p.Signed || p.DryRun) && errors.As(sum.Required(name), &missing) && missing.Details["found"] == nil && !sum.Has(name)
+	return p.Signed && errors.As(sum.Required(name), &missing) && missing.Details["found"] == nil && !sum.Has(name)
 }
 
 // dry answers a dry run. It leaves a line in the log: an operator can look into a network by it.

@@ -67,7 +67,7 @@ type Policy struct {
 	InRoots func(*url.URL) bool
 	// DryRun is for a look only: checksum may be left out.
 	DryRun bool
-	// Signed says that a signed manifest is required; then the digest may be left out, too.
+	// Signed says that there is a signed manifest, since it is required; then the digest may be left out.
 	Signed bool
 	// ValidSlot tells whether a slot is configured; Slots says which in words.
 	ValidSlot func(int) bool
@@ -81,7 +81,7 @@ func ParseRequest(o api.Object, p Policy) (Request, error) {
 	if q.Signature, err = parseSignature(o); err != nil {
 		return q, err
 	}
-	p.DryRun = p.DryRun || p.Signed || q.Signature != nil
+	p.Signed = p.Signed || q.Signature != nil
 	if err := first(o.Required("url"), p.checksum(o)); err != nil {
 		return q, err
 	}

@@ -52,6 +52,8 @@ func TestTest(t *testing.T) {
 			{name: "older", version: "7.0.4", failed: true, want: []string{"digest: ok", "ISO structure: ok", "path: FAILED (7.0.5 to 7.0.4 is a downgrade", "space: ok"}},
 			{name: "older and allowed", version: "7.0.4", policy: slots.TestPolicy{AllowDowngrade: true, Space: plenty.Space}, want: []string{"digest: ok", "ISO structure: ok", "path: ok", "space: ok"}},
 			{name: "another scheme", version: "zebra", want: []string{"digest: ok", "ISO structure: ok", "path: ok (7.0.5 to zebra, which cannot be compared)", "space: ok"}},
+			{name: "not signed", version: "8.0", policy: slots.TestPolicy{Signed: true, Space: plenty.Space}, failed: true,
+				want: []string{"digest: ok", "ISO structure: ok", "path: ok", "Signature: FAILED (the image did not come", "space: ok"}},
 			{name: "no space", version: "8.0", policy: slots.TestPolicy{Space: func() (int64, error) { return 1, nil }}, failed: true,
 				want: []string{"digest: ok", "ISO structure: ok", "path: ok", "Free space: FAILED"}},
 			{name: "one bit", version: "8.0", failed: true, want: []string{"Image digest: FAILED (the image has changed", "ISO structure: ok", "path: ok", "space: ok"},

@@ -14,6 +14,8 @@ const stateSpace = 16 << 20
 type TestPolicy struct {
 	// AllowDowngrade lets a version pass that is lower than the current one.
 	AllowDowngrade bool
+	// Signed refuses an image that did not come with a signed manifest, such as one that was uploaded.
+	Signed bool
 	// Space is how many bytes are free where the agent keeps its state.
 	Space func() (int64, error)
 }
@@ -61,6 +63,11 @@ func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) 
 		return r, err
 	}
 	s.testVersion(&r, img.Manifest.Version, p)
+	if by := img.Manifest.SignedBy; p.Signed && by == "" {
+		r.fail("Signature", "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
+	} else if by != "" {
+		r.pass("Signature", "by "+by)
+	}
 	free, err := p.Space()
 	switch {
 	case err != nil:

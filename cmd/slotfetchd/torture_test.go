@@ -35,7 +35,7 @@ import (
 // verify. SLOTFETCH_TORTURE sets the number of kills, SLOTFETCH_SEED repeats a run, as far as timing lets it.
 func TestTorture(t *testing.T) {
 	t.Parallel()
-	kills := setting(t, "SLOTFETCH_TORTURE", 50)
+	kills := setting(t, "SLOTFETCH_TORTURE", 12)
 	seed := setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("SLOTFETCH_TORTURE=%d SLOTFETCH_SEED=%d", kills, seed)
 	x := newTorture(t, seed)

@@ -43,7 +43,7 @@ func TestFTPSAnswers(t *testing.T) {
 			s.Fault, s.Done = fetchtest.FIN, "425 Unable to build data connection: Operation not permitted"
 		}), refused(425), true},
 		{"TLS 1.1", secure(func(s *fetchtest.Script) { s.TLS.MinVersion, s.TLS.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }),
-			failure(source.Human, "tls_version", "The server offers no TLS newer than 1.1."), false},
+			failure(source.Human, "tls_version", "The server offers no TLS newer than 1.1. Have TLS 1.2 or newer enabled on the server, or use another."), false},
 		{"500 to AUTH", with("AUTH", "500 what"), noTLS, false},
 		{"502 to AUTH", with("AUTH", "502 no"), noTLS, false},
 		{"530 to AUTH", with("AUTH", "530 please log in"), noTLS, false},

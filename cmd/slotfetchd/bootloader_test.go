@@ -96,8 +96,10 @@ const grubConf = "GRUB_DIR=@DIR@/boot\nSEARCH='--label slots'\nSLOTS_PATH=/slots
 // grubPrograms have everything on an ext4 whose journal is written back only by fsfreeze, which notes what GRUB would
 // have found then.
 var grubPrograms = map[string]string{
-	"stat":     `echo ext2/ext3`,
-	"fsfreeze": `echo "$1 ${2#"$DIR"} $(grub-editenv "$DIR/boot/slotfetch.env" list 2>&1 | sed -n 's/slotfetch_//p' | tr '\n' ' ')" >>"$DIR/frozen"`,
+	"stat": `echo ext2/ext3`,
+	"fsfreeze": `env=absent
+[ ! -e "$DIR/boot/slotfetch.env" ] || env=$(grub-editenv "$DIR/boot/slotfetch.env" list 2>&1 | sed -n 's/slotfetch_//p' | tr '\n' ' ')
+echo "$1 ${2#"$DIR"} $env" >>"$DIR/frozen"`,
 }
 
 func (l *loader) wantEnv(t *testing.T, slot, next string) {
@@ -115,6 +117,12 @@ func TestGRUBHooks(t *testing.T) {
 	l.image(t, 2, "/live/new", "/live/initrd.img")
 	l.image(t, 3, "/boot/initrd.img")
 
+	if reason := l.hook(t, "activate", "1", ""); reason != "" {
+		t.Fatal(reason)
+	}
+	if frozen := strings.Fields(l.read(t, "frozen")); len(frozen) == 0 || frozen[len(frozen)-1] == "absent" {
+		t.Errorf("GRUB cannot see the new environment block: %q", frozen)
+	}
 	l.ok(t, "activate", "1", "")
 	if text := l.read(t, "boot/slotfetch.env"); strings.Contains(text, "slotfetch_slot=") {
 		t.Errorf("there was no slot before: %q", text)

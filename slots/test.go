@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 )
 
@@ -18,6 +19,28 @@ type TestPolicy struct {
 	Signed bool
 	// Space is how many bytes are free where the agent keeps its state.
 	Space func() (int64, error)
+	// Hooks runs the vendor's own checks; nil for none. The error says why none could be run.
+	Hooks func(context.Context, HookSubject) ([]HookVerdict, error)
+}
+
+// HookSubject is what a vendor's check is told.
+type HookSubject struct {
+	Slot int
+	// Image is the path of the image.
+	Image string
+	// Version, SHA256 and Product are those of the image; the product may be empty.
+	Version, SHA256, Product string
+	// Current is the version that runs; empty if unknown.
+	Current string
+}
+
+// HookVerdict is what one of a vendor's checks said.
+type HookVerdict struct {
+	Name string
+	// Remark is what it said of its success, in one line; it may be empty.
+	Remark string
+	// Err is why it said no, in one line; nil if it did not.
+	Err error
 }
 
 // Report is what there is to say of a slot that is to be activated.
@@ -59,10 +82,12 @@ func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) 
 		return r, nil
 	}
 	defer img.Close() //nolint:errcheck // it was only read
-	if err := s.testImage(ctx, &r, id, img); err != nil {
+	sound, err := s.testImage(ctx, &r, id, img)
+	if err != nil {
 		return r, err
 	}
-	s.testVersion(&r, img.Manifest.Version, p)
+	current := s.currentVersion()
+	testVersion(&r, img.Manifest.Version, current, p)
 	if by := img.Manifest.SignedBy; p.Signed && by == "" {
 		r.fail("Signature", "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
 	} else if by != "" {
@@ -77,21 +102,45 @@ func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) 
 	default:
 		r.pass("Free space", "")
 	}
+	if p.Hooks != nil && sound {
+		m := img.Manifest
+		verdicts, err := p.Hooks(ctx, HookSubject{Slot: id, Image: filepath.Join(s.cfg.Dir, slotName(id), imageFile), Version: m.Version, SHA256: m.SHA256,
+			Product: m.Product, Current: current})
+		if cause := context.Cause(ctx); cause != nil {
+			return r, cause
+		}
+		r.hooks(verdicts, err)
+	}
 	return r, nil
 }
 
-func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image) error {
+func (r *Report) hooks(verdicts []HookVerdict, err error) {
+	if err != nil {
+		r.fail("Hooks", err.Error())
+	}
+	for _, v := range verdicts {
+		if v.Err != nil {
+			r.fail("Hook "+v.Name, v.Err.Error())
+		} else {
+			r.pass("Hook "+v.Name, v.Remark)
+		}
+	}
+}
+
+// testImage tells whether the image is what its manifest promises.
+func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image) (sound bool, err error) {
 	digest, err := img.Digest(ctx)
 	switch {
 	case context.Cause(ctx) != nil:
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	case err != nil:
 		s.cfg.Log.Error("cannot read the image", "slot", id, "err", err)
 		r.fail("Image digest", "the disk cannot read the image; delete it and fetch it again")
-		return nil
+		return false, nil
 	case digest != img.Manifest.SHA256:
 		r.fail("Image digest", fmt.Sprintf("the image has changed: SHA-256 is %s, not %s; delete it and fetch it again", digest, img.Manifest.SHA256))
 	default:
+		sound = true
 		r.pass("Image digest", "")
 	}
 	switch _, _, err := InspectISO(img.file, img.Manifest.Size, ""); {
@@ -105,17 +154,21 @@ func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image) er
 	default:
 		r.pass("ISO structure", "not an ISO 9660 file system, and need not be one")
 	}
-	return nil
+	return sound, nil
 }
 
-func (s *Slots) testVersion(r *Report, version string, p TestPolicy) {
-	const name = "Version path"
-	current := ""
+// currentVersion is the version that runs; empty if unknown.
+func (s *Slots) currentVersion() string {
 	if b := s.bootIfKnown(); b.Current != nil {
 		if sl, err := s.look(*b.Current); err == nil && sl.Manifest != nil {
-			current = sl.Manifest.Version
+			return sl.Manifest.Version
 		}
 	}
+	return ""
+}
+
+func testVersion(r *Report, version, current string, p TestPolicy) {
+	const name = "Version path"
 	if current == "" {
 		r.pass(name, "to "+version)
 		return

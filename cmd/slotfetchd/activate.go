@@ -116,14 +116,14 @@ func (r *rootSide) perform(ctx context.Context, request slots.Request) (reboot b
 	if r.hooks, err = newHooks(r.cfg, r.log); err != nil {
 		return false, err
 	}
-	r.hooks.set("SLOT", strconv.Itoa(request.SlotID))
-	r.hooks.set("SHA256", request.SHA256)
-	r.hooks.set("PREVIOUS", "")
+	r.hooks.env.set("SLOT", strconv.Itoa(request.SlotID))
+	r.hooks.env.set("SHA256", request.SHA256)
+	r.hooks.env.set("PREVIOUS", "")
 	if request.Previous != nil {
-		r.hooks.set("PREVIOUS", strconv.Itoa(*request.Previous))
+		r.hooks.env.set("PREVIOUS", strconv.Itoa(*request.Previous))
 	}
-	r.hooks.set("IMAGE", filepath.Join(r.cfg.Slots.Dir, strconv.Itoa(request.SlotID), "image"))
-	r.hooks.set("VERSION", "")
+	r.hooks.env.set("IMAGE", filepath.Join(r.cfg.Slots.Dir, strconv.Itoa(request.SlotID), "image"))
+	r.hooks.env.set("VERSION", "")
 	err = r.verify(ctx, request)
 	switch request.Action {
 	case slots.ActionActivate:
@@ -147,7 +147,7 @@ func (r *rootSide) verify(ctx context.Context, request slots.Request) error {
 		return err
 	}
 	defer img.Close() //nolint:errcheck // it was only read
-	r.hooks.set("VERSION", img.Manifest.Version)
+	r.hooks.env.set("VERSION", img.Manifest.Version)
 	if img.Manifest.SHA256 != request.SHA256 {
 		return fmt.Errorf("slot %d holds another image than the one that was asked for", request.SlotID)
 	}

@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "slotfetchd")
+		if err := os.Chmod(dir, 0o755); err != nil { // some tests run it as another user
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		build := []string{"build", "-race", "-o", program, "."}
 		if os.Getenv("SLOTFETCH_PLAIN") != "" { // it is quicker, where thousands are started
 			build = slices.Delete(build, 1, 2)

@@ -101,6 +101,9 @@ type infoConfig struct {
 type upgradeConfig struct {
 	AllowDowngrade   bool `toml:"allow_downgrade"`
 	RequireCommitLog bool `toml:"require_commit_log"`
+
+	TestHooks       string   `toml:"test_hooks"`
+	TestHookTimeout duration `toml:"test_hook_timeout"`
 }
 
 type activateConfig struct {
@@ -188,6 +191,7 @@ func defaults() config {
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
 			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean",
 			CheckpointBytes: 128 << 20, CheckpointInterval: duration(10 * time.Second)},
+		Upgrade: upgradeConfig{TestHooks: "/usr/lib/slotfetch/test.d", TestHookTimeout: duration(time.Minute)},
 		Activate: activateConfig{Hooks: "/usr/lib/slotfetch/hooks/null", HookTimeout: duration(5 * time.Minute), HealthTimeout: duration(5 * time.Minute),
 			StateDir: "/var/lib/slotfetch-activate", BootIDFile: "/proc/sys/kernel/random/boot_id", CmdlineFile: "/proc/cmdline"},
 	}
@@ -240,6 +244,7 @@ func (c config) check() error {
 		"cmdline_file": c.Activate.CmdlineFile} {
 		want(filepath.IsAbs(path), "activate.%s must be an absolute path, not %q", name, path)
 	}
+	want(filepath.IsAbs(c.Upgrade.TestHooks), "upgrade.test_hooks must be an absolute path, not %q", c.Upgrade.TestHooks)
 	for _, root := range c.Fetch.FileRoots {
 		want(filepath.IsAbs(root), "fetch.file_roots must hold absolute paths, not %q", root)
 	}

@@ -12,26 +12,19 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
 )
 
 // errNoHook says that the vendor has no program for this.
 var errNoHook = errors.New("there is no such hook")
 
-const (
-	healthPause = 2 * time.Second
-	// hookGrace is for what a hook has left behind and that holds its output open.
-	hookGrace = 5 * time.Second
-	hookTail  = 8 << 10 // bytes of the output that are kept
-	lineMax   = 300     // characters of a reason
-)
+const healthPause = 2 * time.Second
 
 // hooks are the vendor's programs that know the boot loader. Only the root side runs them.
 type hooks struct {
 	dir     string
 	timeout time.Duration
 	log     *slog.Logger
-	env     []string
+	env     environment
 }
 
 // newHooks looks whether the programs are such as root may run.
@@ -43,13 +36,10 @@ func newHooks(cfg config, log *slog.Logger) (hooks, error) {
 	if err := os.MkdirAll(cfg.Activate.StateDir, 0o700); err != nil {
 		return h, fmt.Errorf("cannot make the directory for the hooks' state: %w", err)
 	}
-	h.env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C"}
-	h.set("STATE", cfg.Activate.StateDir)
+	h.env = newEnvironment()
+	h.env.set("STATE", cfg.Activate.StateDir)
 	return h, nil
 }
-
-// set adds one variable of the hooks' environment.
-func (h *hooks) set(name, value string) { h.env = append(h.env, "SLOTFETCH_"+name+"="+value) }
 
 // trusted refuses what others than root, or than the user who runs us, could have written.
 func trusted(path string, kind fs.FileMode) error {
@@ -83,26 +73,9 @@ func (h *hooks) output(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, stop := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("it took longer than %s", h.timeout))
-	defer stop()
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Dir, cmd.Env = "/", h.env
-	var stdout, stderr tail
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = hookGrace
 	start := time.Now()
-	err = cmd.Run()
+	stdout, stderr, err := program{path: path, env: h.env, limit: h.timeout}.run(ctx)
 	h.log.Info("hook", "hook", name, "duration_ms", time.Since(start).Milliseconds(), "err", err, "stderr", string(stderr.text))
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil // it has done its work, and left something running
-	}
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause
-	} else if line := stderr.lastLine(); err != nil && line != "" {
-		err = errors.New(line)
-	}
 	if err != nil {
 		return "", fmt.Errorf("hook %s: %w", name, err)
 	}
@@ -139,31 +112,4 @@ func (h *hooks) reboot(ctx context.Context) error {
 		}
 	}
 	return err
-}
-
-// tail keeps the end of what is written to it.
-type tail struct{ text []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.text = append(t.text, p...)
-	if n := len(t.text) - hookTail; n > 0 {
-		t.text = append(t.text[:0], t.text[n:]...)
-	}
-	return len(p), nil
-}
-
-// lastLine is the last line with something in it, fit for a sentence.
-func (t *tail) lastLine() string {
-	text := strings.TrimSpace(strings.ToValidUTF8(string(t.text), ""))
-	line := text[strings.LastIndexByte(text, '\n')+1:]
-	line = strings.Map(func(c rune) rune {
-		if !unicode.IsPrint(c) {
-			return -1
-		}
-		return c
-	}, line)
-	if r := []rune(line); len(r) > lineMax {
-		line = string(r[:lineMax]) + "…"
-	}
-	return line
 }

@@ -213,11 +213,13 @@ type SlotBody struct {
 	Pinned bool `json:"pinned"`
 	// Label is what people call the image; empty if nothing.
 	Label string `json:"label"`
-	// SignedBy is the id of the key that signed the image's manifest, Product and MinVersion are from there; empty if it
-	// had none.
-	SignedBy   string `json:"signed_by"`
-	Product    string `json:"product"`
-	MinVersion string `json:"min_version"`
+	// SignedBy is the id of the key that signed the image's manifest; empty if it had none.
+	SignedBy string `json:"signed_by"`
+	// These are from there, else from the manifest inside the image; empty if it does not say. MinVersion is the lowest version
+	// that may replace the image, UpgradeFrom the lowest from which it may be activated.
+	Product     string `json:"product"`
+	MinVersion  string `json:"min_version"`
+	UpgradeFrom string `json:"upgrade_from"`
 }
 
 // Empty tells whether the slot holds no image.

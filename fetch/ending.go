@@ -24,7 +24,7 @@ func (d *download) install(ctx context.Context) error {
 	}
 	m := slots.Manifest{Key: d.f.Key, Name: source.FileName(u), Source: source.Redact(u), SHA256: d.f.SHA256, SHA512: d.f.SHA512,
 		Size: d.w.Offset(), FetchedAt: d.m.cfg.Now()}
-	m.VolumeID, m.Version, m.ISO, err = d.w.Inspect(m.Name)
+	err = d.w.Inspect(&m)
 	if errors.Is(err, slots.ErrNotISO) {
 		return source.NewError("not_iso", "The image is no ISO 9660 file system, which this box requires (slots.require_iso).", err)
 	}

@@ -232,7 +232,7 @@ func (p *probe) signature(ctx context.Context, q Request) {
 	}
 	s := p.d.signed
 	p.d.f.SHA256 = s.sha256
-	p.box(source.Check{Name: name, Result: source.OK, Message: fmt.Sprintf("The manifest is signed with the key %s: %s, version %s, %d bytes.", s.keyID, s.product, s.version, s.size)})
+	p.box(source.Check{Name: name, Result: source.OK, Message: fmt.Sprintf("The manifest is signed with the key %s: %s, version %s, %d bytes.", s.keyID, s.Product, s.Version, s.size)})
 }
 
 // schedule tells if the fetch would have to wait for its time.

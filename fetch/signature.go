@@ -212,7 +212,7 @@ func (d *download) noteSigned(ctx context.Context, s Signature) error {
 		return err
 	}
 	d.f.SHA256, d.f.Signature = d.signed.sha256, text
-	d.log.Info("the image is promised by a signed manifest", "signed_by", d.signed.keyID, "product", d.signed.product, "version", d.signed.version, "sha256", d.signed.sha256)
+	d.log.Info("the image is promised by a signed manifest", "signed_by", d.signed.keyID, "product", d.signed.Product, "version", d.signed.Version, "sha256", d.signed.sha256)
 	return nil
 }
 
@@ -235,6 +235,7 @@ func (d *download) bounded(r io.Reader, offset int64) io.Reader {
 // attest notes in the manifest of the slot who promised the image. What is signed wins over what the image says of itself.
 func (d *download) attest(m *slots.Manifest) {
 	if s := d.signed; s != nil {
-		m.SignedBy, m.Product, m.Version, m.MinVersion = s.keyID, s.product, s.version, s.minVersion
+		m.SignedBy = s.keyID
+		m.Vouch(s.Identity)
 	}
 }

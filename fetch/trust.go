@@ -1,14 +1,12 @@
 package fetch
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"aead.dev/minisign"
 
@@ -60,11 +58,11 @@ type Signature struct {
 
 // signed is what a manifest promises, once its signature is verified.
 type signed struct {
-	keyID                        string
-	product, version, minVersion string
-	sha256                       string
-	size                         int64
-	expires                      time.Time
+	slots.Identity
+	keyID   string
+	sha256  string
+	size    int64
+	expires time.Time
 }
 
 // verify checks the signature and then reads the manifest. Its errors are *source.Error.
@@ -94,56 +92,32 @@ func (t Trust) verify(s Signature) (*signed, error) {
 
 // parseSigned reads a manifest whose signature is good. Unknown fields are for others.
 func parseSigned(text string) (*signed, error) {
-	if _, err := api.ParseObject([]byte(text)); err != nil {
-		return nil, errors.New("it is not one JSON object, in UTF-8 and with no key twice")
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(text), &fields); err != nil { // a map: a struct would fill size from Size
-		return nil, errors.New("it is no JSON object")
-	}
 	m := &signed{}
 	var expires string
-	for _, f := range []struct {
-		name     string
-		to       any
-		required bool
-	}{
-		{"product", &m.product, true}, {"version", &m.version, true}, {"size", &m.size, true}, {"sha256", &m.sha256, true},
-		{"min_version", &m.minVersion, false}, {"expires", &expires, false},
-	} {
-		raw, ok := fields[f.name]
-		if !ok || string(raw) == "null" {
-			if f.required {
-				return nil, fmt.Errorf("it has no %s", f.name)
-			}
-			continue
-		}
-		if err := json.Unmarshal(raw, f.to); err != nil {
-			return nil, fmt.Errorf("its %s has the wrong type", f.name)
-		}
+	var size *int64
+	var err error
+	if m.Identity, err = slots.ParseIdentity([]byte(text), map[string]any{"size": &size, "sha256": &m.sha256, "expires": &expires}); err != nil {
+		return nil, err
 	}
 	m.sha256 = strings.ToLower(m.sha256)
-	for name, text := range map[string]string{"product": m.product, "version": m.version, "min_version": m.minVersion} {
-		if len(text) > 64 || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			return nil, fmt.Errorf("its %s is longer than 64 bytes or not printable", name)
-		}
-	}
 	switch {
-	case m.product == "":
-		return nil, errors.New("its product is empty")
-	case !slots.ComparableVersion(m.version):
+	case m.Product == "":
+		return nil, errors.New("it has no product")
+	case m.Version == "":
+		return nil, errors.New("it has no version")
+	case !slots.ComparableVersion(m.Version):
 		return nil, errors.New("its version is not of numbers and dots, such as 7.0.5")
-	case m.minVersion != "" && !slots.ComparableVersion(m.minVersion):
-		return nil, errors.New("its min_version is not of numbers and dots, such as 7.0.5")
-	case slots.LowerVersion(m.version, m.minVersion):
-		return nil, errors.New("its version is lower than its own min_version")
-	case m.size <= 0:
+	case size == nil:
+		return nil, errors.New("it has no size")
+	case *size <= 0:
 		return nil, errors.New("its size is not above zero")
+	case m.sha256 == "":
+		return nil, errors.New("it has no sha256")
 	case len(m.sha256) != 64 || strings.Trim(m.sha256, "0123456789abcdef") != "":
 		return nil, errors.New("its sha256 is not 64 hexadecimal digits")
 	}
+	m.size = *size
 	if expires != "" {
-		var err error
 		if m.expires, err = time.Parse(time.RFC3339, expires); err != nil {
 			return nil, errors.New("its expires is no time by RFC 3339, such as 2027-01-01T00:00:00Z")
 		}
@@ -155,15 +129,15 @@ func parseSigned(text string) (*signed, error) {
 // errors are *source.Error, or of the disk.
 func (t Trust) accept(m *signed, want string, now time.Time, s *slots.Slots) error {
 	switch {
-	case t.Product != "" && m.product != t.Product:
-		return source.NewError("signature_product", fmt.Sprintf("The signed manifest is for the product %s, and this box is a %s.", m.product, t.Product), nil)
+	case t.Product != "" && m.Product != t.Product:
+		return source.NewError("signature_product", fmt.Sprintf("The signed manifest is for the product %s, and this box is a %s.", m.Product, t.Product), nil)
 	case !m.expires.IsZero() && !now.Before(m.expires):
 		return source.NewError("signature_expired", fmt.Sprintf("The signed manifest expired at %s.", *api.FormatTime(m.expires)), nil)
 	case want != "" && want != m.sha256:
 		return source.NewError("signature_digest", fmt.Sprintf("The signed manifest has the SHA-256 %s, checksum.sha256 is %s.", m.sha256, want), nil)
 	}
 	var down *slots.DowngradeError
-	err := s.Downgrade(m.version, t.AllowDowngrade)
+	err := s.Downgrade(m.Version, t.AllowDowngrade)
 	switch {
 	case errors.As(err, &down) && down.Floor != "":
 		return source.NewError("signature_floor", "The signed manifest is refused: "+down.Error()+".", err)

@@ -160,7 +160,7 @@ func (r *upload) run() (slots.Manifest, error) {
 	if err := errors.Join(unlike("sha256", "SHA-256", r.u.SHA256, m.SHA256), unlike("sha512", "SHA-512", r.u.SHA512, sum512)); err != nil {
 		return m, errBody{err}
 	}
-	if m.VolumeID, m.Version, m.ISO, err = r.w.Inspect(m.Name); err != nil {
+	if err := r.w.Inspect(&m); err != nil {
 		return m, errWrite{err}
 	}
 	if _, err = r.w.Commit(m); err != nil {

@@ -201,7 +201,7 @@ func describeCare(b *api.SlotBody, slot Slot) {
 	c := slot.Care
 	b.Pinned, b.Label, b.ScrubbedAt = c.Pinned, c.Label, api.FormatTime(c.ScrubbedAt)
 	if m := slot.Manifest; m != nil {
-		b.SignedBy, b.Product, b.MinVersion = m.SignedBy, m.Product, m.MinVersion
+		b.SignedBy, b.Product, b.MinVersion, b.UpgradeFrom = m.SignedBy, m.Product, m.MinVersion, m.UpgradeFrom
 	}
 	if c.Degraded {
 		b.State = "degraded"

@@ -20,7 +20,7 @@ type DowngradeError struct {
 	Version string
 	// Current is the version that runs.
 	Current string
-	// Floor is the lowest that may replace it by its own signed manifest; empty if that is not what is in the way.
+	// Floor is the lowest that may replace it by the word of its own vendor; empty if that is not what is in the way.
 	Floor string
 }
 
@@ -32,7 +32,7 @@ func (e *DowngradeError) Error() string {
 }
 
 // Downgrade returns a [*DowngradeError] if version is lower than that of the current slot, unless allowed, or lower than
-// the min_version that came signed with the current slot, allowed or not. Nothing is known of a slot that is unknown.
+// the min_version that came with the current slot, allowed or not. Nothing is known of a slot that is unknown.
 func (s *Slots) Downgrade(version string, allowed bool) error {
 	b, err := s.boot()
 	if err != nil {

@@ -8,24 +8,32 @@ import (
 	"unicode"
 )
 
-// Inspect looks into the bytes written so far, which should be all of them. The version is the first line of
-// the configured version file, else the volume id, else name without its ending; it is never empty. The error
-// wraps [ErrNotISO] if the configuration asks for an ISO and this is none.
-func (w *Writer) Inspect(name string) (volumeID, version string, iso bool, err error) {
+// Inspect looks into the bytes written so far, which should be all of them, and fills in what m can tell of them. The
+// version is that of the manifest inside the image, else the first line of the configured version file, else the volume id,
+// else m.Name without its ending; it is never empty. The error wraps [ErrNotISO] if the configuration asks for an ISO and this
+// is none.
+func (w *Writer) Inspect(m *Manifest) error {
 	if err := w.usable(); err != nil {
-		return "", "", false, err
+		return err
 	}
-	volumeID, version, err = InspectISO(w.f, w.off, w.s.cfg.VersionFile)
-	iso = err == nil
+	volumeID, version, err := InspectISO(w.f, w.off, w.s.cfg.VersionFile)
+	m.VolumeID, m.Version, m.ISO = volumeID, version, err == nil
 	if err != nil && (w.s.cfg.RequireISO || !errors.Is(err, ErrNotISO)) {
-		return "", "", false, fmt.Errorf("cannot inspect %s: %w", w.key, err)
+		return fmt.Errorf("cannot inspect %s: %w", w.key, err)
 	}
-	for _, candidate := range []string{volumeID, withoutEnding(name), "unknown"} {
-		if version == "" {
-			version = printable(candidate, textMax)
+	for _, candidate := range []string{volumeID, withoutEnding(m.Name), "unknown"} {
+		if m.Version == "" {
+			m.Version = printable(candidate, textMax)
 		}
 	}
-	return volumeID, version, iso, nil
+	id, _, err := ISOIdentity(w.f, w.off, w.s.cfg.ManifestFile)
+	if bad := (badIdentity{}); errors.As(err, &bad) {
+		w.s.cfg.Log.Warn("cannot use the manifest inside the image, so it cannot be activated", "key", w.key, "err", bad)
+	} else if err != nil {
+		return fmt.Errorf("cannot inspect %s: %w", w.key, err)
+	}
+	m.Vouch(id)
+	return nil
 }
 
 // withoutEnding drops the directory and the ending of a file name. What has no letter is no ending: the .5 of

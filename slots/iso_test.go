@@ -22,14 +22,15 @@ func smallISO() []byte {
 	binary.LittleEndian.PutUint32(pvd[80:], 20)
 	binary.LittleEndian.PutUint16(pvd[128:], 2048)
 	record(pvd[156:], 17, 2048, 2, "\x00")
-	record(b[17*2048:], 18, 6, 0, "VER.TXT;1")
+	record(b[17*2048:], 18, 6, 0, "VER.TXT;1", "PX\x05\x01\x00NM\x0c\x01\x00release", "NM\x0a\x01\x00-file")
 	copy(b[18*2048:], "7.0.5\nmore")
 	return b
 }
 
-func record(b []byte, block, length uint32, flags byte, name string) {
+func record(b []byte, block, length uint32, flags byte, name string, system ...string) {
 	n := 33 + len(name)
 	n += n % 2
+	n += copy(b[n:], strings.Join(system, ""))
 	b[0] = byte(n)
 	binary.LittleEndian.PutUint32(b[2:], block)
 	binary.LittleEndian.PutUint32(b[10:], length)
@@ -49,6 +50,9 @@ func TestHostileISO(t *testing.T) {
 	}{
 		{name: "good", path: "ver.txt", version: "7.0.5"},
 		{name: "leading slash", path: "/Ver.Txt", version: "7.0.5"},
+		{name: "Rock Ridge", path: "release-file", version: "7.0.5"},
+		{name: "Rock Ridge without length", path: "release-file", change: func(b []byte) []byte { b[root+42+2] = 0; return b }},
+		{name: "Rock Ridge beyond the record", path: "release-file", change: func(b []byte) []byte { b[root+42+5+2] = 255; return b }},
 		{name: "none asked", path: ""},
 		{name: "missing", path: "other"},
 		{name: "a file as directory", path: "ver.txt/x"},
@@ -103,14 +107,13 @@ func TestInspect(t *testing.T) {
 		s := openIn(t, t.TempDir(), func(c *slots.Config) { c.VersionFile = tt.file })
 		w := reserve(t, s, key(1), nil, 0)
 		put(t, w, tt.image)
-		_, version, iso, err := w.Inspect(tt.name)
-		if err != nil || version != tt.version || iso != (len(tt.image) > 1) {
-			t.Errorf("%q: version %q, iso %v, %v", tt.name, version, iso, err)
+		m := slots.Manifest{Name: tt.name}
+		if err := w.Inspect(&m); err != nil || m.Version != tt.version || m.ISO != (len(tt.image) > 1) {
+			t.Errorf("%q: %+v, %v", tt.name, m, err)
 		}
 	}
 	s := openIn(t, t.TempDir(), func(c *slots.Config) { c.RequireISO = true })
-	_, _, _, err := reserve(t, s, key(1), nil, 0).Inspect("a")
-	wantErr(t, err, slots.ErrNotISO)
+	wantErr(t, reserve(t, s, key(1), nil, 0).Inspect(&slots.Manifest{Name: "a"}), slots.ErrNotISO)
 }
 
 func TestRealISO(t *testing.T) {
@@ -120,6 +123,7 @@ func TestRealISO(t *testing.T) {
 	src, out := t.TempDir(), filepath.Join(t.TempDir(), "a.iso")
 	must(t, os.MkdirAll(filepath.Join(src, "etc", "release"), 0o755))
 	must(t, os.WriteFile(filepath.Join(src, "etc", "release", "version.txt"), []byte(" 24.04.1-build7 \nmore\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(src, "etc", "release", "a-long-name-of-a-version.txt"), []byte("24.04.1-long\n"), 0o600))
 	for i := range 100 { // so that the directory has several sectors
 		must(t, os.WriteFile(filepath.Join(src, "etc", "release", strings.Repeat("a", 20)+key(i)[30:]), nil, 0o600))
 	}
@@ -132,9 +136,15 @@ func TestRealISO(t *testing.T) {
 		s := openIn(t, t.TempDir(), func(c *slots.Config) { c.RequireISO, c.VersionFile = true, "/etc/release/version.txt" })
 		w := reserve(t, s, key(1), nil, 0)
 		put(t, w, data)
-		label, version, iso, err := w.Inspect("a.iso")
-		if err != nil || !iso || label != "FW_24" || version != "24.04.1-build7" {
-			t.Errorf("level %s: %q %q %v %v", level, label, version, iso, err)
+		m := slots.Manifest{Name: "a.iso"}
+		s2 := openIn(t, t.TempDir(), func(c *slots.Config) { c.VersionFile = "/etc/release/a-long-name-of-a-version.txt" })
+		w2 := reserve(t, s2, key(1), nil, 0)
+		put(t, w2, data)
+		if m := (slots.Manifest{}); w2.Inspect(&m) != nil || m.Version != "24.04.1-long" {
+			t.Errorf("level %s, by Rock Ridge: %+v", level, m)
+		}
+		if err := w.Inspect(&m); err != nil || !m.ISO || m.VolumeID != "FW_24" || m.Version != "24.04.1-build7" {
+			t.Errorf("level %s: %+v, %v", level, m, err)
 		}
 	}
 }

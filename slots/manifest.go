@@ -39,11 +39,12 @@ type Manifest struct {
 	Version string `json:"version"`
 	// ISO tells whether the image is an ISO 9660 file system.
 	ISO bool `json:"iso"`
-	// SignedBy is the id of the key that signed the image's manifest at its source, Product, and MinVersion, which is the
-	// lowest version that may replace it, are what that says; all empty if there was none.
-	SignedBy   string `json:"signed_by,omitempty"`
-	Product    string `json:"product,omitempty"`
-	MinVersion string `json:"min_version,omitempty"`
+	// SignedBy is the id of the key that signed the image's manifest at its source; empty if there was none.
+	SignedBy string `json:"signed_by,omitempty"`
+	// What else that says, or the manifest inside the image; see [Identity].
+	Product     string `json:"product,omitempty"`
+	MinVersion  string `json:"min_version,omitempty"`
+	UpgradeFrom string `json:"upgrade_from,omitempty"`
 }
 
 // manifestOnDisk is a Manifest with the number of its format.

@@ -51,6 +51,8 @@ type Config struct {
 	RequireISO bool
 	// VersionFile is the path, inside the ISO, of the file whose first line is the version; empty for none.
 	VersionFile string
+	// ManifestFile is the path, inside the ISO, of the JSON file in which the vendor says what the image is; empty for none.
+	ManifestFile string
 	// Evict empties the oldest slot that may be emptied when a Reserve finds none; see evict.go. Evicted is told of each.
 	Evict   bool
 	Evicted func(Slot)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"strings"
 )
@@ -13,8 +14,12 @@ const stateSpace = 16 << 20
 
 // TestPolicy is what [Slots.Test] asks beyond the slot itself.
 type TestPolicy struct {
-	// AllowDowngrade lets a version pass that is lower than the current one.
+	// AllowDowngrade lets a version pass that is lower than the current one, though not one that the current image refuses.
 	AllowDowngrade bool
+	// Back is for the way back to a slot that ran before: products and versions do not matter.
+	Back bool
+	// Products and Versions are the patterns, as for [path.Match], of what may be activated; none means all.
+	Products, Versions []string
 	// Signed refuses an image that did not come with a signed manifest, such as one that was uploaded.
 	Signed bool
 	// Space is how many bytes are free where the agent keeps its state.
@@ -86,12 +91,18 @@ func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) 
 	if err != nil {
 		return r, err
 	}
-	current := s.currentVersion()
-	testVersion(&r, img.Manifest.Version, current, p)
-	if by := img.Manifest.SignedBy; p.Signed && by == "" {
+	s.testIdentity(&r, img)
+	m := img.Manifest
+	current := s.currentImage()
+	testVersion(&r, m, current, p)
+	if !p.Back {
+		r.permit("Version", m.Version, "upgrade.versions", p.Versions)
+		r.permit("Product", m.Product, "upgrade.products", p.Products)
+	}
+	if p.Signed && m.SignedBy == "" {
 		r.fail("Signature", "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
-	} else if by != "" {
-		r.pass("Signature", "by "+by)
+	} else if m.SignedBy != "" {
+		r.pass("Signature", "by "+m.SignedBy)
 	}
 	free, err := p.Space()
 	switch {
@@ -103,9 +114,8 @@ func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) 
 		r.pass("Free space", "")
 	}
 	if p.Hooks != nil && sound {
-		m := img.Manifest
 		verdicts, err := p.Hooks(ctx, HookSubject{Slot: id, Image: filepath.Join(s.cfg.Dir, slotName(id), imageFile), Version: m.Version, SHA256: m.SHA256,
-			Product: m.Product, Current: current})
+			Product: m.Product, Current: current.Version})
 		if cause := context.Cause(ctx); cause != nil {
 			return r, cause
 		}
@@ -157,30 +167,98 @@ func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image) (s
 	return sound, nil
 }
 
-// currentVersion is the version that runs; empty if unknown.
-func (s *Slots) currentVersion() string {
-	if b := s.bootIfKnown(); b.Current != nil {
-		if sl, err := s.look(*b.Current); err == nil && sl.Manifest != nil {
-			return sl.Manifest.Version
-		}
-	}
-	return ""
-}
-
-func testVersion(r *Report, version, current string, p TestPolicy) {
-	const name = "Version path"
-	if current == "" {
-		r.pass(name, "to "+version)
+// testIdentity compares the manifest inside the image with what is known of it, and adds what is new to img.Manifest. What
+// is signed wins; of an image that is not, the configuration may have changed since it came.
+func (s *Slots) testIdentity(r *Report, img *Image) {
+	const name = "Image manifest"
+	if s.cfg.ManifestFile == "" {
 		return
 	}
-	path := current + " to " + version
-	order, ok := compareVersions(version, current)
+	id, found, err := ISOIdentity(img.file, img.Manifest.Size, s.cfg.ManifestFile)
+	bad := badIdentity{}
 	switch {
-	case !ok:
-		r.pass(name, path+", which cannot be compared")
-	case order < 0 && !p.AllowDowngrade:
-		r.fail(name, path+" is a downgrade, which upgrade.allow_downgrade does not permit")
+	case errors.As(err, &bad):
+		r.fail(name, bad.Error())
+		return
+	case err != nil:
+		s.cfg.Log.Error("cannot read the manifest inside the image", "err", err)
+		r.fail(name, "the disk cannot read it")
+		return
+	case !found:
+		r.pass(name, "there is none inside the image")
+		return
+	}
+	m := &img.Manifest
+	if m.SignedBy == "" {
+		m.Vouch(id)
+	} else {
+		for _, f := range []struct{ name, inside, signed string }{{"product", id.Product, m.Product}, {"version", id.Version, m.Version},
+			{"min_version", id.MinVersion, m.MinVersion}, {"upgrade_from", id.UpgradeFrom, m.UpgradeFrom}} {
+			if f.inside != "" && f.signed != "" && f.inside != f.signed {
+				r.fail(name, fmt.Sprintf("its %s is %s, and that of the signed manifest %s", f.name, f.inside, f.signed))
+				return
+			}
+		}
+		was := Identity{Product: m.Product, Version: m.Version, MinVersion: m.MinVersion, UpgradeFrom: m.UpgradeFrom}
+		m.Vouch(id)
+		m.Vouch(was)
+	}
+	r.pass(name, strings.TrimSpace(id.Product+" "+id.Version))
+}
+
+// permit looks whether text is one of those that the configuration permits.
+func (r *Report) permit(name, text, key string, patterns []string) {
+	if len(patterns) == 0 {
+		return
+	}
+	for _, pattern := range patterns {
+		if ok, err := path.Match(pattern, text); ok && err == nil && text != "" {
+			r.pass(name, text)
+			return
+		}
+	}
+	this := "this is " + text
+	if text == "" {
+		this = "it is not known which this is"
+	}
+	r.fail(name, fmt.Sprintf("%s permits %s, and %s", key, strings.Join(patterns, ", "), this))
+}
+
+// currentImage is what is known of the image that runs; zero if nothing.
+func (s *Slots) currentImage() Manifest {
+	if b := s.bootIfKnown(); b.Current != nil {
+		if sl, err := s.look(*b.Current); err == nil && sl.Manifest != nil {
+			return *sl.Manifest
+		}
+	}
+	return Manifest{}
+}
+
+// testVersion looks whether the one version may follow the other.
+func testVersion(r *Report, m, current Manifest, p TestPolicy) {
+	const name = "Version path"
+	way := "to " + m.Version
+	if current.Version != "" {
+		way = current.Version + " to " + m.Version
+	}
+	order, comparable := compareVersions(m.Version, current.Version)
+	_, known := compareVersions(current.Version, m.UpgradeFrom)
+	switch {
+	case p.Back:
+		r.pass(name, way+", which ran before")
+	case LowerVersion(m.Version, current.MinVersion):
+		r.fail(name, fmt.Sprintf("%s is a downgrade below %s, the lowest version that may replace the current one", way, current.MinVersion))
+	case comparable && order < 0 && !p.AllowDowngrade:
+		r.fail(name, way+" is a downgrade, which upgrade.allow_downgrade does not permit")
+	case m.UpgradeFrom != "" && current.Version == "":
+		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, and it is not known what runs", m.Version, m.UpgradeFrom))
+	case m.UpgradeFrom != "" && !known:
+		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, with which %s cannot be compared", m.Version, m.UpgradeFrom, current.Version))
+	case m.UpgradeFrom != "" && LowerVersion(current.Version, m.UpgradeFrom):
+		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, and %s runs; upgrade to such a version first", m.Version, m.UpgradeFrom, current.Version))
+	case current.Version != "" && !comparable:
+		r.pass(name, way+", which cannot be compared")
 	default:
-		r.pass(name, path)
+		r.pass(name, way)
 	}
 }

@@ -152,8 +152,14 @@ func slotPage(p *page, s api.Slot) {
 	p.row("Volume:", orDash(b.VolumeID))
 	p.row("Fetched:", moment(b.FetchedAt))
 	p.row("Source:", orDash(b.Source))
+	if b.Product != "" {
+		p.row("Product:", b.Product)
+	}
 	if b.SignedBy != "" {
-		p.row("Signed by:", b.SignedBy+", for "+b.Product)
+		p.row("Signed by:", b.SignedBy)
+	}
+	if b.UpgradeFrom != "" {
+		p.row("Upgrades:", "version "+b.UpgradeFrom+" or higher")
 	}
 	if b.MinVersion != "" {
 		p.row("Replaced by:", "version "+b.MinVersion+" or higher")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -46,6 +47,7 @@ type slotsConfig struct {
 	Reserve       int64    `toml:"reserve"`
 	RequireISO    bool     `toml:"require_iso"`
 	VersionFile   string   `toml:"version_file"`
+	ManifestFile  string   `toml:"manifest_file"`
 	ScrubInterval optional `toml:"scrub_interval"`
 	ScrubRate     int64    `toml:"scrub_rate"`
 	Evict         string   `toml:"evict"`
@@ -101,6 +103,9 @@ type infoConfig struct {
 type upgradeConfig struct {
 	AllowDowngrade   bool `toml:"allow_downgrade"`
 	RequireCommitLog bool `toml:"require_commit_log"`
+
+	Products []string `toml:"products"`
+	Versions []string `toml:"versions"`
 
 	TestHooks       string   `toml:"test_hooks"`
 	TestHookTimeout duration `toml:"test_hook_timeout"`
@@ -243,6 +248,12 @@ func (c config) check() error {
 	for name, path := range map[string]string{"hooks": c.Activate.Hooks, "state_dir": c.Activate.StateDir, "boot_id_file": c.Activate.BootIDFile,
 		"cmdline_file": c.Activate.CmdlineFile} {
 		want(filepath.IsAbs(path), "activate.%s must be an absolute path, not %q", name, path)
+	}
+	for name, patterns := range map[string][]string{"products": c.Upgrade.Products, "versions": c.Upgrade.Versions} {
+		for _, pattern := range patterns {
+			_, err := path.Match(pattern, "")
+			want(err == nil && pattern != "", "upgrade.%s must hold patterns such as 7.*, not %q", name, pattern)
+		}
 	}
 	want(filepath.IsAbs(c.Upgrade.TestHooks), "upgrade.test_hooks must be an absolute path, not %q", c.Upgrade.TestHooks)
 	for _, root := range c.Fetch.FileRoots {

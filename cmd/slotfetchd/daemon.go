@@ -64,7 +64,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		return d, err
 	}
 	if d.slots, err = slots.Open(slots.Config{Dir: cfg.Slots.Dir, First: cfg.Slots.First, Count: cfg.Slots.Count, Reserve: cfg.Slots.Reserve,
-		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
+		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, ManifestFile: cfg.Slots.ManifestFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
 		return d, err
 	}
 	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots); err != nil {

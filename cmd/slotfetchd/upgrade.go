@@ -286,7 +286,8 @@ func (u *upgrader) fail(live store.Upgrade, reason string, by store.Actor) error
 // testPolicy is what the configuration asks of a slot that is to be activated.
 func (d *daemon) testPolicy() slots.TestPolicy {
 	hooks := testHooks{dir: d.cfg.Upgrade.TestHooks, limit: time.Duration(d.cfg.Upgrade.TestHookTimeout), log: d.log}
-	return slots.TestPolicy{AllowDowngrade: d.cfg.Upgrade.AllowDowngrade, Signed: d.cfg.Trust.Require, Hooks: hooks.run, Space: func() (int64, error) {
+	c := d.cfg.Upgrade
+	return slots.TestPolicy{AllowDowngrade: c.AllowDowngrade, Products: c.Products, Versions: c.Versions, Signed: d.cfg.Trust.Require, Hooks: hooks.run, Space: func() (int64, error) {
 		var st unix.Statfs_t
 		if err := unix.Statfs(d.cfg.StateDir, &st); err != nil {
 			return 0, fmt.Errorf("cannot ask for free space in the state directory: %w", err)

@@ -107,7 +107,7 @@ func (d *daemon) handleRollback(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	o.rollback, o.policy.AllowDowngrade = true, true
+	o.rollback, o.policy.Back = true, true
 	up, err := d.upgrades.takeBack(o.by, o.message)
 	if errors.Is(err, store.ErrNotFound) {
 		if o.slot, err = d.upgrades.previous(r.Context()); err == nil {

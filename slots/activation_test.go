@@ -119,12 +119,12 @@ func TestDigestSizes(t *testing.T) {
 		versioned(t, s, n, "1", data)
 		img, err := slots.OpenImage(dir, 1)
 		must(t, err)
-		if got, err := img.Digest(t.Context()); err != nil || got != sum(data) {
+		if got, err := img.Digest(t.Context(), nil); err != nil || got != sum(data) {
 			t.Errorf("%d bytes: %s %v, want %s", size, got, err, sum(data))
 		}
 		ctx, stop := context.WithCancelCause(t.Context())
 		stop(errors.ErrUnsupported)
-		if _, err := img.Digest(ctx); !errors.Is(err, errors.ErrUnsupported) {
+		if _, err := img.Digest(ctx, nil); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("cancelled: %v", err)
 		}
 		must(t, img.Close())

@@ -93,9 +93,12 @@ func (img *Image) Close() error {
 	return err
 }
 
-// Digest reads the whole image from the disk, not from the page cache, and gives its SHA-256 in hex. It ends with the
-// cause of ctx.
-func (img *Image) Digest(ctx context.Context) (string, error) {
+// Pace is asked before each piece of n bytes is read; it may take its time, and an error ends the reading.
+type Pace = func(ctx context.Context, n int) error
+
+// Digest reads the whole image from the disk, not from the page cache, and gives its SHA-256 in hex. Pace may be nil. It ends
+// with the cause of ctx.
+func (img *Image) Digest(ctx context.Context, pace Pace) (string, error) {
 	buffers, release, err := Buffers(1)
 	if err != nil {
 		return "", err
@@ -106,6 +109,11 @@ func (img *Image) Digest(ctx context.Context) (string, error) {
 	_ = unix.Fadvise(int(img.file.Fd()), 0, 0, unix.FADV_DONTNEED)
 	h, buf := sha256.New(), buffers[0]
 	for off := int64(0); off < img.Manifest.Size; {
+		if pace != nil {
+			if err := pace(ctx, int(min(int64(len(buf)), img.Manifest.Size-off))); err != nil {
+				return "", err
+			}
+		}
 		if err := context.Cause(ctx); err != nil {
 			return "", err
 		}

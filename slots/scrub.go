@@ -19,7 +19,7 @@ import (
 // be nil, is asked before each piece of at most [BufferSize] bytes; its error ends the scrub without a result. The errors
 // wrap [ErrUnknown], [ErrEmpty], also if the slot is emptied meanwhile, [ErrDamaged], or what ctx and pace say. An image
 // that differs is no error: ask the slot.
-func (s *Slots) Scrub(ctx context.Context, id int, pace func(ctx context.Context, n int) error) (Slot, error) {
+func (s *Slots) Scrub(ctx context.Context, id int, pace Pace) (Slot, error) {
 	began := time.Now()
 	sl, err := s.Get(id)
 	switch {
@@ -60,7 +60,7 @@ type badImage struct{ error }
 func (e *badImage) Unwrap() error { return e.error }
 
 // hashImage is the SHA-256, in hex, of the image of slot id, which should have size bytes; else the error is a *badImage.
-func (s *Slots) hashImage(ctx context.Context, id int, size int64, pace func(ctx context.Context, n int) error) (sum string, err error) {
+func (s *Slots) hashImage(ctx context.Context, id int, size int64, pace Pace) (sum string, err error) {
 	dir, err := openSub(s.root, slotName(id))
 	if err != nil {
 		return "", err

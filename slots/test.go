@@ -1,16 +1,13 @@
 package slots
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"path/filepath"
 	"strings"
 )
-
-// stateSpace is what the agent needs to note an upgrade and what comes of it, in bytes.
-const stateSpace = 16 << 20
 
 // TestPolicy is what [Slots.Test] asks beyond the slot itself.
 type TestPolicy struct {
@@ -68,6 +65,12 @@ func (r *Report) pass(name, why string) {
 	r.lines = append(r.lines, line)
 }
 
+// add appends the lines of another report.
+func (r *Report) add(other Report) {
+	r.lines = append(r.lines, other.lines...)
+	r.failed = cmp.Or(r.failed, other.failed)
+}
+
 func (r *Report) fail(name, why string) {
 	line := name + ": FAILED (" + why + ")"
 	r.lines = append(r.lines, line)
@@ -79,49 +82,47 @@ func (r *Report) fail(name, why string) {
 // Test looks whether the image in a slot that the caller holds could be activated. It reads all of it from the disk, which
 // takes seconds for each GiB. The error is the cause of ctx, or of the disk if it does not answer for the state.
 func (s *Slots) Test(ctx context.Context, id int, p TestPolicy) (Report, error) {
-	var r Report
+	found, err := s.inspect(ctx, id, p, nil)
+	if err != nil {
+		return Report{}, err
+	}
+	return s.judge(found, p)
+}
+
+// inspection is what a long look at the image in a slot has come to.
+type inspection struct {
+	image   Report
+	damaged bool     // there is nothing else to say
+	about   Manifest // of the slot, with what the image says of itself
+	hooks   Report
+}
+
+// inspect reads the image and runs the hooks of p. Pace is asked before each piece is read; nil: as fast as it goes. The error
+// is the cause of ctx.
+func (s *Slots) inspect(ctx context.Context, id int, p TestPolicy, pace Pace) (in inspection, err error) {
 	img, err := openImage(s.root, id, !s.cfg.Buffered)
 	if err != nil {
 		s.cfg.Log.Error("the slot is damaged", "slot", id, "err", err)
-		r.fail("Image", "the slot is damaged; delete it and fetch the image again")
-		return r, nil
+		in.image.fail("Image", "the slot is damaged; delete it and fetch the image again")
+		in.damaged = true
+		return in, nil
 	}
 	defer img.Close() //nolint:errcheck // it was only read
-	sound, err := s.testImage(ctx, &r, id, img)
+	sound, err := s.testImage(ctx, &in.image, id, img, pace)
 	if err != nil {
-		return r, err
+		return in, err
 	}
-	s.testIdentity(&r, img)
-	m := img.Manifest
-	current := s.currentImage()
-	testVersion(&r, m, current, p)
-	if !p.Back {
-		r.permit("Version", m.Version, "upgrade.versions", p.Versions)
-		r.permit("Product", m.Product, "upgrade.products", p.Products)
-	}
-	if p.Signed && m.SignedBy == "" {
-		r.fail("Signature", "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
-	} else if m.SignedBy != "" {
-		r.pass("Signature", "by "+m.SignedBy)
-	}
-	free, err := p.Space()
-	switch {
-	case err != nil:
-		return r, err
-	case free < stateSpace:
-		r.fail("Free space", fmt.Sprintf("the agent's state has %d bytes left and needs %d", free, stateSpace))
-	default:
-		r.pass("Free space", "")
-	}
+	s.testIdentity(&in.image, img)
+	in.about = img.Manifest
 	if p.Hooks != nil && sound {
-		verdicts, err := p.Hooks(ctx, HookSubject{Slot: id, Image: filepath.Join(s.cfg.Dir, slotName(id), imageFile), Version: m.Version, SHA256: m.SHA256,
-			Product: m.Product, Current: current.Version})
+		verdicts, err := p.Hooks(ctx, HookSubject{Slot: id, Image: filepath.Join(s.cfg.Dir, slotName(id), imageFile), Version: in.about.Version,
+			SHA256: in.about.SHA256, Product: in.about.Product, Current: s.currentImage().Version})
 		if cause := context.Cause(ctx); cause != nil {
-			return r, cause
+			return in, cause
 		}
-		r.hooks(verdicts, err)
+		in.hooks.hooks(verdicts, err)
 	}
-	return r, nil
+	return in, nil
 }
 
 func (r *Report) hooks(verdicts []HookVerdict, err error) {
@@ -138,8 +139,8 @@ func (r *Report) hooks(verdicts []HookVerdict, err error) {
 }
 
 // testImage tells whether the image is what its manifest promises.
-func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image) (sound bool, err error) {
-	digest, err := img.Digest(ctx)
+func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image, pace Pace) (sound bool, err error) {
+	digest, err := img.Digest(ctx, pace)
 	switch {
 	case context.Cause(ctx) != nil:
 		return false, context.Cause(ctx)
@@ -204,61 +205,4 @@ func (s *Slots) testIdentity(r *Report, img *Image) {
 		m.Vouch(was)
 	}
 	r.pass(name, strings.TrimSpace(id.Product+" "+id.Version))
-}
-
-// permit looks whether text is one of those that the configuration permits.
-func (r *Report) permit(name, text, key string, patterns []string) {
-	if len(patterns) == 0 {
-		return
-	}
-	for _, pattern := range patterns {
-		if ok, err := path.Match(pattern, text); ok && err == nil && text != "" {
-			r.pass(name, text)
-			return
-		}
-	}
-	this := "this is " + text
-	if text == "" {
-		this = "it is not known which this is"
-	}
-	r.fail(name, fmt.Sprintf("%s permits %s, and %s", key, strings.Join(patterns, ", "), this))
-}
-
-// currentImage is what is known of the image that runs; zero if nothing.
-func (s *Slots) currentImage() Manifest {
-	if b := s.bootIfKnown(); b.Current != nil {
-		if sl, err := s.look(*b.Current); err == nil && sl.Manifest != nil {
-			return *sl.Manifest
-		}
-	}
-	return Manifest{}
-}
-
-// testVersion looks whether the one version may follow the other.
-func testVersion(r *Report, m, current Manifest, p TestPolicy) {
-	const name = "Version path"
-	way := "to " + m.Version
-	if current.Version != "" {
-		way = current.Version + " to " + m.Version
-	}
-	order, comparable := compareVersions(m.Version, current.Version)
-	_, known := compareVersions(current.Version, m.UpgradeFrom)
-	switch {
-	case p.Back:
-		r.pass(name, way+", which ran before")
-	case LowerVersion(m.Version, current.MinVersion):
-		r.fail(name, fmt.Sprintf("%s is a downgrade below %s, the lowest version that may replace the current one", way, current.MinVersion))
-	case comparable && order < 0 && !p.AllowDowngrade:
-		r.fail(name, way+" is a downgrade, which upgrade.allow_downgrade does not permit")
-	case m.UpgradeFrom != "" && current.Version == "":
-		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, and it is not known what runs", m.Version, m.UpgradeFrom))
-	case m.UpgradeFrom != "" && !known:
-		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, with which %s cannot be compared", m.Version, m.UpgradeFrom, current.Version))
-	case m.UpgradeFrom != "" && LowerVersion(current.Version, m.UpgradeFrom):
-		r.fail(name, fmt.Sprintf("%s can only be reached from %s or higher, and %s runs; upgrade to such a version first", m.Version, m.UpgradeFrom, current.Version))
-	case current.Version != "" && !comparable:
-		r.pass(name, way+", which cannot be compared")
-	default:
-		r.pass(name, way)
-	}
 }

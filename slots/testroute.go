@@ -6,24 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"time"
 
 	"slotfetch/api"
 )
 
 const testPath = "/api/firmware/test"
 
-// A client of the vendor gives up after 100 s without an answer.
-const (
-	testLimit = 80 * time.Second
-	// ExamineWait is for the routes that call [Slots.Examine].
-	ExamineWait = testLimit + 10*time.Second
-)
-
-var errTestLimit = errors.New("the test took too long")
-
-// TestRoute tells whether a slot could be activated (contract section 7).
-func (s *Slots) TestRoute(p TestPolicy) api.Route {
+// Route tells whether a slot could be activated (contract section 7).
+func (t *Tester) Route() api.Route {
 	return api.Route{Method: http.MethodPost, Path: testPath, Access: api.Operator, Wait: api.Always(ExamineWait), Handler: func(r *http.Request) (api.Reply, error) {
 		body, err := api.ReadObject(r)
 		if err != nil {
@@ -33,7 +23,7 @@ func (s *Slots) TestRoute(p TestPolicy) api.Route {
 		if err != nil {
 			return api.Reply{}, err
 		}
-		summary, release, err := s.Examine(r.Context(), id, p)
+		summary, release, err := t.Examine(r.Context(), id, false)
 		if err != nil {
 			return api.Reply{}, err
 		}
@@ -61,11 +51,12 @@ func TestReply(href string, id int, summary string) api.SlotTest {
 		Meta: api.Meta{Href: href, Parent: "/api/firmware", Slot: mountPath + "/" + key}}
 }
 
-// Examine tests a slot and goes on holding it: nobody empties it before release is called. Its errors are such as a caller
-// may read.
-func (s *Slots) Examine(ctx context.Context, id int, p TestPolicy) (summary string, release func(), err error) {
+// Examine tests a slot and goes on holding it: nobody empties it before release is called. Back is [TestPolicy.Back]. Its
+// errors are such as a caller may read.
+func (t *Tester) Examine(ctx context.Context, id int, back bool) (summary string, release func(), err error) {
+	found, release, err := t.look(ctx, id)
 	number := strconv.Itoa(id)
-	held, err := s.Hold(id)
+	var still *stillTesting
 	switch {
 	case errors.Is(err, ErrUnknown):
 		return "", nil, api.NotFound(mountPath, number)
@@ -75,29 +66,29 @@ func (s *Slots) Examine(ctx context.Context, id int, p TestPolicy) (summary stri
 		return "", nil, e
 	case errors.Is(err, ErrBusy):
 		return "", nil, busy(id, "")
-	case err != nil:
-		return "", nil, err
-	}
-	defer func() {
-		if err != nil {
-			held()
-		}
-	}()
-	ctx, stop := context.WithTimeoutCause(ctx, testLimit, errTestLimit)
-	defer stop()
-	report, err := s.Test(ctx, id, p)
-	switch {
-	case errors.Is(err, errTestLimit):
-		return "", nil, api.Unavailable(fmt.Sprintf("Slot %d was not read within %s. Try again when the disk of the box has less to do.", id, testLimit))
-	case errors.Is(err, context.Canceled):
+	case errors.As(err, &still):
+		e := api.Unavailable(fmt.Sprintf("Slot %d is still being tested: %d%% of its image is read. The test goes on; ask again for the result.", id, still.percent))
+		e.Details = map[string]any{"slot_id": id, "state": "testing"}
+		return "", nil, e
+	case errors.Is(err, errTester):
+		return "", nil, api.Unavailable("The agent is stopping.")
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return "", nil, api.Unavailable("The test was interrupted.")
 	case err != nil:
 		return "", nil, err
-	case report.Failed() != "":
-		return "", nil, &api.Error{Status: http.StatusBadRequest, Type: "FirmwareTestFailed",
+	}
+	p := t.cfg.Policy
+	p.Back = back
+	report, err := t.s.judge(found, p)
+	if err == nil && report.Failed() != "" {
+		err = &api.Error{Status: http.StatusBadRequest, Type: "FirmwareTestFailed",
 			Message: fmt.Sprintf("Slot %d cannot be activated. %s.", id, report.Failed()), Details: map[string]any{"test_summary": report.Summary()}}
 	}
-	return report.Summary(), held, nil
+	if err != nil {
+		release()
+		return "", nil, err
+	}
+	return report.Summary(), release, nil
 }
 
 // busy says that somebody holds the slot.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,9 @@ const (
 
 const rebootForms = "now, next, none"
 
+// testAgain is the pause before a box is asked again whether it has tested a slot; it then holds its answer.
+const testAgain = 2 * time.Second
+
 func upgradable(b api.SlotBody) bool { return !b.Empty() && !b.Current }
 
 func (a *app) testCommand() *cobra.Command {
@@ -31,7 +35,8 @@ func (a *app) testCommand() *cobra.Command {
 		SuggestFor: []string{"verify", "check"},
 		Short:      "Look whether a slot could be activated",
 		Long: `Have the box read the image in slot N from its disk, compare the digest, and look whether it
-could be activated. That takes seconds for each GiB and changes nothing. It exits with 1 if not.`,
+could be activated; the vendor's own checks run too. That takes seconds for each GiB and
+changes nothing. It exits with 1 if not, and with 8 if that is not known after --timeout.`,
 		Example:           "  slotfetch test 2\n  slotfetch test 2 -o json | jq -r .body.test_summary",
 		Args:              wants(1, 1),
 		ValidArgsFunction: a.completeSlots(func(b api.SlotBody) bool { return !b.Empty() }),
@@ -143,6 +148,34 @@ func (a *app) tested(err error, slot int) error {
 	return f
 }
 
+// afterTest posts what makes the box test a slot first. A box that needs longer for that than one answer may take goes on, and is
+// asked until it is through.
+func (c *client) afterTest(ctx context.Context, path string, request, out any) error {
+	if c.app.timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, c.app.timeout)
+		defer stop()
+	}
+	for {
+		_, err := c.call(ctx, http.MethodPost, path, request, out)
+		f, ok := errors.AsType[*failure](err)
+		if ok && f.status == http.StatusServiceUnavailable && f.details["state"] == "testing" {
+			c.app.note("%s", f.message)
+			select {
+			case <-time.After(testAgain):
+				continue
+			case <-ctx.Done():
+				err = ended(ctx)
+			}
+		}
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+			return &failure{code: exitPending, kind: "StillPending", message: fmt.Sprintf("after %s the box is still testing the slot", c.app.timeout),
+				hint: "Call again with more time; before that, look whether an upgrade has begun with: slotfetch history"}
+		}
+		return err
+	}
+}
+
 func (a *app) testSlot(ctx context.Context, arg string) error {
 	n, err := slotNumber(arg)
 	if err != nil {
@@ -158,7 +191,7 @@ func (a *app) testSlot(ctx context.Context, arg string) error {
 		return c.printCurl(http.MethodPost, pathTest, request)
 	}
 	var reply api.SlotTest
-	if _, err := c.call(ctx, http.MethodPost, pathTest, request, &reply); err != nil {
+	if err := c.afterTest(ctx, pathTest, request, &reply); err != nil {
 		return a.tested(err, n)
 	}
 	return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) { p.line("%s", reply.Body.TestSummary) }})
@@ -202,7 +235,7 @@ func (u *upgrade) run(ctx context.Context, arg string) error {
 		}
 	}
 	var reply api.SlotTest
-	if _, err := c.call(ctx, http.MethodPost, pathUpgrade, request, &reply); err != nil {
+	if err := c.afterTest(ctx, pathUpgrade, request, &reply); err != nil {
 		return a.tested(err, n)
 	}
 	return a.show(view{doc: reply, ids: []string{reply.Body.UpgradeID}, text: func(p *page) {
@@ -264,7 +297,7 @@ func (u *upgrade) back(ctx context.Context) error {
 		}
 	}
 	var reply api.Upgrade
-	if _, err := c.call(ctx, http.MethodPost, pathRollback, &u.RollbackRequest, &reply); err != nil {
+	if err := c.afterTest(ctx, pathRollback, &u.RollbackRequest, &reply); err != nil {
 		return a.tested(err, reply.Body.ToSlot)
 	}
 	return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) {

@@ -154,7 +154,7 @@ func (r *rootSide) verify(ctx context.Context, request slots.Request) error {
 	if request.Action != slots.ActionActivate {
 		return nil
 	}
-	digest, err := img.Digest(ctx)
+	digest, err := img.Digest(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ type daemon struct {
 	store    *store.Store
 	slots    *slots.Slots
 	scrubber *slots.Scrubber
+	tester   *slots.Tester
 	fetch    *fetch.Manager
 	auth     *auth.Auth
 	api      *api.Server
@@ -67,7 +68,8 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, ManifestFile: cfg.Slots.ManifestFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
 		return d, err
 	}
-	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots); err != nil {
+	d.tester = slots.NewTester(d.slots, slots.TesterConfig{Policy: d.testPolicy()})
+	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots, d.tester); err != nil {
 		return d, err
 	}
 	if err := d.openFetch(); err != nil {
@@ -269,6 +271,9 @@ func (d *daemon) close() error {
 	}
 	if d.scrubber != nil {
 		d.scrubber.Close() // for the same reason
+	}
+	if d.tester != nil {
+		d.tester.Close() // and this
 	}
 	for i, s := range d.servers {
 		if err := s.Shutdown(ctx); err != nil {

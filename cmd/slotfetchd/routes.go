@@ -26,7 +26,7 @@ func (d *daemon) routes() []api.Route {
 	}
 	table = append(table, d.slots.Routes(audit)...)
 	table = append(table, d.scrubber.Routes(audit)...)
-	table = append(table, d.slots.TestRoute(d.testPolicy()))
+	table = append(table, d.tester.Route())
 	table = append(table, d.upgradeRoutes()...)
 	table = append(table,
 		api.Route{Method: http.MethodGet, Path: "/api/info", Access: api.Public, Handler: d.handleInfo},

@@ -37,6 +37,7 @@ type upgrader struct {
 	log      *slog.Logger
 	store    *store.Store
 	slots    *slots.Slots
+	tester   *slots.Tester
 	handover *slots.Handover
 
 	bootID  string // of this boot; empty if unknown
@@ -54,12 +55,12 @@ type upgrader struct {
 var agentActor = store.Actor{Name: "slotfetchd", Address: "local"}
 
 // openUpgrader takes up what the last agent left, and follows it. A step that fails is logged and tried again.
-func openUpgrader(cfg config, log *slog.Logger, st *store.Store, sl *slots.Slots) (*upgrader, error) {
+func openUpgrader(cfg config, log *slog.Logger, st *store.Store, sl *slots.Slots, tester *slots.Tester) (*upgrader, error) {
 	h, err := slots.MakeHandover(cfg.StateDir, activateDir)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the directory of requests: %w", err)
 	}
-	u := &upgrader{log: log, store: st, slots: sl, handover: h, bootID: bootID(cfg), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	u := &upgrader{log: log, store: st, slots: sl, tester: tester, handover: h, bootID: bootID(cfg), wake: make(chan struct{}, 1), done: make(chan struct{})}
 	if id, ok := runningSlot(cfg); ok && sl.Known(id) {
 		u.running = &id
 	}

@@ -40,7 +40,6 @@ type order struct {
 	slot            int
 	message, reboot string
 	rollback        bool
-	policy          slots.TestPolicy
 	by              store.Actor
 }
 
@@ -70,7 +69,7 @@ func (d *daemon) readOrder(r *http.Request, body api.Object) (o order, err error
 		return o, api.Semantic("reboot", moments)
 	}
 	p, _ := api.PrincipalFrom(r.Context())
-	o.by, o.policy = store.Actor{Name: p.Name, Address: p.Address}, d.testPolicy()
+	o.by = store.Actor{Name: p.Name, Address: p.Address}
 	return o, nil
 }
 
@@ -107,7 +106,7 @@ func (d *daemon) handleRollback(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	o.rollback, o.policy.Back = true, true
+	o.rollback = true
 	up, err := d.upgrades.takeBack(o.by, o.message)
 	if errors.Is(err, store.ErrNotFound) {
 		if o.slot, err = d.upgrades.previous(r.Context()); err == nil {
@@ -175,7 +174,7 @@ func (u *upgrader) begin(ctx context.Context, o order) (up store.Upgrade, summar
 			return up, "", err
 		}
 	}
-	summary, release, err := u.slots.Examine(ctx, o.slot, o.policy)
+	summary, release, err := u.tester.Examine(ctx, o.slot, o.rollback)
 	if err != nil {
 		return up, "", err
 	}

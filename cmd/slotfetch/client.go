@@ -62,6 +62,19 @@ func (a *app) open() (*client, error) {
 	return c, c.useLogin()
 }
 
+// with opens the box of this run for do, which begins with this call. With --curl that is only printed.
+func (a *app) with(method, path string, body any, do func(*client) error) error {
+	c, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if a.curl {
+		return c.printCurl(method, path, body)
+	}
+	return do(c)
+}
+
 // openBox makes the client for b without a login.
 func (a *app) openBox(b box) (*client, error) {
 	c := &client{app: a, box: b}

@@ -20,6 +20,16 @@ type view struct {
 	text  func(*page) // table
 }
 
+// listView is the view of several things: items, each with its id.
+func listView[T any](doc any, list []T, id func(T) string, text func(*page)) view {
+	v := view{doc: doc, items: []any{}, text: text}
+	for _, item := range list {
+		v.items = append(v.items, item)
+		v.ids = append(v.ids, id(item))
+	}
+	return v
+}
+
 // show writes a result to stdout in the form that was asked for.
 func (a *app) show(v view) error {
 	var b bytes.Buffer

@@ -125,18 +125,14 @@ func (a *app) verifySlots(ctx context.Context, args []string) error {
 		}
 		return nil
 	})
-	v := view{items: []any{}, text: func(p *page) {
+	v := listView(map[string]any{"items": docs}, docs, func(s api.Slot) string { return s.Key }, func(p *page) {
 		for _, s := range docs {
 			if s.Body.State != "degraded" {
 				p.say("Slot %s is what was fetched: version %s, %s.", s.Key, s.Body.Version, size(s.Body.Size))
 			}
 		}
-	}}
-	for _, s := range docs {
-		v.items = append(v.items, s)
-		v.ids = append(v.ids, s.Key)
-	}
-	if v.doc = any(map[string]any{"items": v.items}); len(args) == 1 && len(docs) == 1 {
+	})
+	if len(args) == 1 && len(docs) == 1 {
 		v.doc = docs[0]
 	}
 	if len(docs) > 0 {
@@ -176,19 +172,13 @@ func (a *app) changeSlot(ctx context.Context, arg string, want api.SlotChange, d
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodPatch, slotPath(n), &want)
-	}
-	var s api.Slot
-	if _, err := c.call(ctx, http.MethodPatch, slotPath(n), &want, &s); err != nil {
-		return missing(err, fmt.Sprintf("slot %d is empty, or there is no such slot", n), "See the slots with: slotfetch slots")
-	}
-	return a.show(view{doc: s, ids: []string{s.Key}, text: func(p *page) { p.say(done, n) }})
+	return a.with(http.MethodPatch, slotPath(n), &want, func(c *client) error {
+		var s api.Slot
+		if _, err := c.call(ctx, http.MethodPatch, slotPath(n), &want, &s); err != nil {
+			return missing(err, fmt.Sprintf("slot %d is empty, or there is no such slot", n), "See the slots with: slotfetch slots")
+		}
+		return a.show(view{doc: s, ids: []string{s.Key}, text: func(p *page) { p.say(done, n) }})
+	})
 }
 
 func (a *app) planSlot(ctx context.Context, args []string) error {
@@ -196,46 +186,40 @@ func (a *app) planSlot(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
 	path := fmt.Sprintf("%s/plan?size=%d", pathSlots, n)
-	if a.curl {
-		return c.printCurl(http.MethodGet, path, nil)
-	}
-	var plan api.SlotPlan
-	if _, err := c.call(ctx, http.MethodGet, path, nil, &plan); err != nil {
-		return err
-	}
-	b := plan.Body
-	v := view{doc: plan, text: func(p *page) {
-		p.row("Fits:", map[bool]string{true: "yes", false: "no"}[b.Fits])
-		p.row("Size:", fmt.Sprintf("%s (%d bytes)", size(b.Size), b.Size))
+	return a.with(http.MethodGet, path, nil, func(c *client) error {
+		var plan api.SlotPlan
+		if _, err := c.call(ctx, http.MethodGet, path, nil, &plan); err != nil {
+			return err
+		}
+		b := plan.Body
+		v := view{doc: plan, text: func(p *page) {
+			p.row("Fits:", map[bool]string{true: "yes", false: "no"}[b.Fits])
+			p.row("Size:", fmt.Sprintf("%s (%d bytes)", size(b.Size), b.Size))
+			if b.SlotID != nil {
+				p.row("Slot:", strconv.Itoa(*b.SlotID))
+			}
+			if b.EvictsSlotID != nil {
+				p.row("Evicts:", fmt.Sprintf("slot %d, which frees %s", *b.EvictsSlotID, size(b.Gain)))
+			}
+			p.row("Free:", fmt.Sprintf("%s, beside %s that stay free", size(b.Free), size(b.Reserve)))
+			p.row("Empty slots:", strconv.Itoa(b.NumberOfEmptySlots))
+			if len(b.ReservedSlots) > 0 {
+				p.row("Reserved:", strings.Trim(fmt.Sprint(b.ReservedSlots), "[]"))
+			}
+			p.line("%s", b.Message)
+		}}
 		if b.SlotID != nil {
-			p.row("Slot:", strconv.Itoa(*b.SlotID))
+			v.ids = []string{strconv.Itoa(*b.SlotID)}
 		}
-		if b.EvictsSlotID != nil {
-			p.row("Evicts:", fmt.Sprintf("slot %d, which frees %s", *b.EvictsSlotID, size(b.Gain)))
+		if err := a.show(v); err != nil {
+			return err
 		}
-		p.row("Free:", fmt.Sprintf("%s, beside %s that stay free", size(b.Free), size(b.Reserve)))
-		p.row("Empty slots:", strconv.Itoa(b.NumberOfEmptySlots))
-		if len(b.ReservedSlots) > 0 {
-			p.row("Reserved:", strings.Trim(fmt.Sprint(b.ReservedSlots), "[]"))
+		if !b.Fits {
+			return &failure{code: exitNoSpace, kind: "DoesNotFit", message: "an image of " + size(n) + " would not fit: " + b.Message, hint: makeRoom, printed: a.output == "table"}
 		}
-		p.line("%s", b.Message)
-	}}
-	if b.SlotID != nil {
-		v.ids = []string{strconv.Itoa(*b.SlotID)}
-	}
-	if err := a.show(v); err != nil {
-		return err
-	}
-	if !b.Fits {
-		return &failure{code: exitNoSpace, kind: "DoesNotFit", message: "an image of " + size(n) + " would not fit: " + b.Message, hint: makeRoom, printed: a.output == "table"}
-	}
-	return nil
+		return nil
+	})
 }
 
 // parseSize reads a number of bytes in the form of --rate-limit.

@@ -68,33 +68,22 @@ func slotNumber(s string) (int, error) {
 }
 
 func (a *app) listSlots(ctx context.Context, _ []string) error {
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodGet, pathSlots, nil)
-	}
-	list, err := c.slots(ctx)
-	if err != nil {
-		return err
-	}
-	v := view{doc: list, items: []any{}, text: func(p *page) {
-		p.row("SLOT", "VERSION", "USE", "SIZE", "FETCHED", "SOURCE")
-		for _, s := range list.Items {
-			if s.Body.Empty() {
-				p.row(s.Key, "(empty)", "", "", "", "")
-				continue
-			}
-			p.row(s.Key, s.Body.Version, slotUse(s.Body), size(s.Body.Size), moment(s.Body.FetchedAt), orDash(s.Body.Source))
+	return a.with(http.MethodGet, pathSlots, nil, func(c *client) error {
+		list, err := c.slots(ctx)
+		if err != nil {
+			return err
 		}
-	}}
-	for _, s := range list.Items {
-		v.items = append(v.items, s)
-		v.ids = append(v.ids, s.Key)
-	}
-	return a.show(v)
+		return a.show(listView(list, list.Items, func(s api.Slot) string { return s.Key }, func(p *page) {
+			p.row("SLOT", "VERSION", "USE", "SIZE", "FETCHED", "SOURCE")
+			for _, s := range list.Items {
+				if s.Body.Empty() {
+					p.row(s.Key, "(empty)", "", "", "", "")
+					continue
+				}
+				p.row(s.Key, s.Body.Version, slotUse(s.Body), size(s.Body.Size), moment(s.Body.FetchedAt), orDash(s.Body.Source))
+			}
+		}))
+	})
 }
 
 // slotUse says why a slot is protected, and whether its image is suspicious.
@@ -120,19 +109,13 @@ func (a *app) showSlot(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodGet, slotPath(n), nil)
-	}
-	s, err := c.slot(ctx, n)
-	if err != nil {
-		return err
-	}
-	return a.show(view{doc: s, ids: []string{s.Key}, text: func(p *page) { slotPage(p, s) }})
+	return a.with(http.MethodGet, slotPath(n), nil, func(c *client) error {
+		s, err := c.slot(ctx, n)
+		if err != nil {
+			return err
+		}
+		return a.show(view{doc: s, ids: []string{s.Key}, text: func(p *page) { slotPage(p, s) }})
+	})
 }
 
 func slotPage(p *page, s api.Slot) {
@@ -178,37 +161,24 @@ func (a *app) removeSlot(ctx context.Context, arg string, yes bool) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodDelete, slotPath(n), nil)
-	}
-	if !yes {
-		if !a.canAsk() {
-			return usage("emptying a slot needs a yes", "Say so with --yes.")
+	return a.with(http.MethodDelete, slotPath(n), nil, func(c *client) error {
+		question := func() (string, error) {
+			s, err := c.slot(ctx, n)
+			image := "which is empty"
+			if !s.Body.Empty() {
+				image = fmt.Sprintf("with version %s, %s", clean(s.Body.Version), size(s.Body.Size))
+			}
+			return fmt.Sprintf("Empty slot %d of %s, %s?", n, c.box, image), err
 		}
-		s, err := c.slot(ctx, n)
+		if !yes {
+			if err := a.sure(ctx, "emptying a slot", question); err != nil {
+				return err
+			}
+		}
+		reply, err := c.deleteSlot(ctx, n)
 		if err != nil {
 			return err
 		}
-		image := "which is empty"
-		if !s.Body.Empty() {
-			image = fmt.Sprintf("with version %s, %s", clean(s.Body.Version), size(s.Body.Size))
-		}
-		sure, err := a.confirm(ctx, fmt.Sprintf("Empty slot %d of %s, %s?", n, c.box, image))
-		if err != nil {
-			return err
-		}
-		if !sure {
-			return &failure{code: exitFailed, kind: "Declined", message: "nothing was deleted"}
-		}
-	}
-	reply, err := c.deleteSlot(ctx, n)
-	if err != nil {
-		return err
-	}
-	return a.show(view{doc: reply, ids: []string{strconv.Itoa(n)}, text: func(p *page) { p.say("Slot %d is empty.", n) }})
+		return a.show(view{doc: reply, ids: []string{strconv.Itoa(n)}, text: func(p *page) { p.say("Slot %d is empty.", n) }})
+	})
 }

@@ -47,6 +47,22 @@ func (a *app) note(format string, args ...any) {
 	}
 }
 
+// sure asks before something is done that cannot be taken back; "an upgrade" is for where nobody can be asked.
+func (a *app) sure(ctx context.Context, what string, question func() (string, error)) error {
+	if !a.canAsk() {
+		return usage(what+" needs a yes", "Say so with --yes.")
+	}
+	text, err := question()
+	if err != nil {
+		return err
+	}
+	yes, err := a.confirm(ctx, text)
+	if err == nil && !yes {
+		err = &failure{code: exitFailed, kind: "Declined", message: "nothing was changed"}
+	}
+	return err
+}
+
 // confirm asks a yes-or-no question; anything but a yes is a no.
 func (a *app) confirm(ctx context.Context, question string) (bool, error) {
 	answer, err := a.ask(ctx, question+" [y/N] ")

@@ -181,20 +181,14 @@ func (a *app) testSlot(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
 	request := &api.SlotTestRequest{SlotID: n}
-	if a.curl {
-		return c.printCurl(http.MethodPost, pathTest, request)
-	}
-	var reply api.SlotTest
-	if err := c.afterTest(ctx, pathTest, request, &reply); err != nil {
-		return a.tested(err, n)
-	}
-	return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) { p.line("%s", reply.Body.TestSummary) }})
+	return a.with(http.MethodPost, pathTest, request, func(c *client) error {
+		var reply api.SlotTest
+		if err := c.afterTest(ctx, pathTest, request, &reply); err != nil {
+			return a.tested(err, n)
+		}
+		return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) { p.line("%s", reply.Body.TestSummary) }})
+	})
 }
 
 // run asks before it reboots a box.
@@ -210,38 +204,29 @@ func (u *upgrade) run(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
 	request := &api.UpgradeRequest{SlotID: n, RollbackRequest: u.RollbackRequest}
-	if a.curl {
-		return c.printCurl(http.MethodPost, pathUpgrade, request)
-	}
-	if !u.yes {
-		if !a.canAsk() {
-			return usage("an upgrade needs a yes", "Say so with --yes.")
+	return a.with(http.MethodPost, pathUpgrade, request, func(c *client) error {
+		question := func() (string, error) {
+			s, err := c.slot(ctx, n)
+			if err == nil && s.Body.Empty() {
+				err = &failure{code: exitNotFound, kind: "ResourceNotFound", message: fmt.Sprintf("there is no image in slot %d", n), hint: "See the slots with: slotfetch slots"}
+			}
+			return fmt.Sprintf("Upgrade %s to slot %d, version %s%s?", c.box, n, clean(s.Body.Version), u.consequence()), err
 		}
-		s, err := c.slot(ctx, n)
-		if err != nil {
-			return err
+		if !u.yes {
+			if err := a.sure(ctx, "an upgrade", question); err != nil {
+				return err
+			}
 		}
-		if s.Body.Empty() {
-			return &failure{code: exitNotFound, kind: "ResourceNotFound", message: fmt.Sprintf("there is no image in slot %d", n), hint: "See the slots with: slotfetch slots"}
+		var reply api.SlotTest
+		if err := c.afterTest(ctx, pathUpgrade, request, &reply); err != nil {
+			return a.tested(err, n)
 		}
-		if err := u.sure(ctx, fmt.Sprintf("Upgrade %s to slot %d, version %s%s?", c.box, n, clean(s.Body.Version), u.consequence())); err != nil {
-			return err
-		}
-	}
-	var reply api.SlotTest
-	if err := c.afterTest(ctx, pathUpgrade, request, &reply); err != nil {
-		return a.tested(err, n)
-	}
-	return a.show(view{doc: reply, ids: []string{reply.Body.UpgradeID}, text: func(p *page) {
-		p.line("%s", reply.Body.TestSummary)
-		p.say("%s", u.outcome(reply.Key))
-	}})
+		return a.show(view{doc: reply, ids: []string{reply.Body.UpgradeID}, text: func(p *page) {
+			p.line("%s", reply.Body.TestSummary)
+			p.say("%s", u.outcome(reply.Key))
+		}})
+	})
 }
 
 // consequence is the end of a question.
@@ -260,53 +245,36 @@ func (u *upgrade) outcome(slot string) string {
 	return "Slot " + slot + " boots at the next reboot."
 }
 
-// sure asks.
-func (u *upgrade) sure(ctx context.Context, question string) error {
-	yes, err := u.app.confirm(ctx, question)
-	if err == nil && !yes {
-		err = &failure{code: exitFailed, kind: "Declined", message: "nothing was changed"}
-	}
-	return err
-}
-
 func (u *upgrade) back(ctx context.Context) error {
 	a := u.app
 	if err := u.valid(); err != nil {
 		return err
 	}
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodPost, pathRollback, &u.RollbackRequest)
-	}
-	if !u.yes {
-		if !a.canAsk() {
-			return usage("a rollback needs a yes", "Say so with --yes.")
+	return a.with(http.MethodPost, pathRollback, &u.RollbackRequest, func(c *client) error {
+		question := func() (string, error) {
+			live, _, err := c.waiting(ctx)
+			if live != nil {
+				return fmt.Sprintf("Take back the upgrade of %s to slot %d, version %s?", c.box, live.Body.ToSlot, clean(live.Body.ToVersion)), err
+			}
+			return fmt.Sprintf("Go back on %s to the slot before%s?", c.box, u.consequence()), err
 		}
-		question := fmt.Sprintf("Go back on %s to the slot before%s?", c.box, u.consequence())
-		if live, _, err := c.waiting(ctx); err != nil {
-			return err
-		} else if live != nil {
-			question = fmt.Sprintf("Take back the upgrade of %s to slot %d, version %s?", c.box, live.Body.ToSlot, clean(live.Body.ToVersion))
+		if !u.yes {
+			if err := a.sure(ctx, "a rollback", question); err != nil {
+				return err
+			}
 		}
-		if err := u.sure(ctx, question); err != nil {
-			return err
+		var reply api.Upgrade
+		if err := c.afterTest(ctx, pathRollback, &u.RollbackRequest, &reply); err != nil {
+			return a.tested(err, reply.Body.ToSlot)
 		}
-	}
-	var reply api.Upgrade
-	if err := c.afterTest(ctx, pathRollback, &u.RollbackRequest, &reply); err != nil {
-		return a.tested(err, reply.Body.ToSlot)
-	}
-	return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) {
-		if reply.Body.Rollback && reply.Body.Status == "requested" {
-			p.say("%s", u.outcome(strconv.Itoa(reply.Body.ToSlot)))
-		} else {
-			p.say("The upgrade to slot %d is being taken back. See what becomes of it with: slotfetch history", reply.Body.ToSlot)
-		}
-	}})
+		return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) {
+			if reply.Body.Rollback && reply.Body.Status == "requested" {
+				p.say("%s", u.outcome(strconv.Itoa(reply.Body.ToSlot)))
+			} else {
+				p.say("The upgrade to slot %d is being taken back. See what becomes of it with: slotfetch history", reply.Body.ToSlot)
+			}
+		}})
+	})
 }
 
 // waiting gives the upgrade that is under way, if there is one, and the whole history.
@@ -330,85 +298,68 @@ type reboot struct {
 }
 
 func (a *app) pending(ctx context.Context) error {
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodGet, pathSlots, nil)
-	}
-	list, err := c.slots(ctx)
-	if err != nil {
-		return err
-	}
-	live, _, err := c.waiting(ctx)
-	if err != nil {
-		return err
-	}
-	r := reboot{}
-	version := ""
-	for _, s := range list.Items {
-		key := s.Key
-		if s.Body.Current {
-			r.CurrentSlot = &key
+	return a.with(http.MethodGet, pathSlots, nil, func(c *client) error {
+		list, err := c.slots(ctx)
+		if err != nil {
+			return err
 		}
-		if s.Body.AfterReboot {
-			r.NextSlot, version = &key, s.Body.Version
+		live, _, err := c.waiting(ctx)
+		if err != nil {
+			return err
 		}
-	}
-	r.Pending = r.NextSlot != nil && text(r.CurrentSlot) != *r.NextSlot
-	if live != nil {
-		r.Upgrade = &live.Key
-		// The slot runs already, and is being looked at; or it is no longer to boot.
-		r.Pending = r.Pending && live.Body.Status != "booted" && live.Body.Status != "reverting"
-	}
-	err = a.show(view{doc: r, ids: []string{text(r.NextSlot)}, text: func(p *page) {
-		if r.Pending {
-			p.say("The box waits for a reboot: slot %s, version %s, boots next.", *r.NextSlot, version)
-		} else {
-			p.say("The box waits for no reboot.")
+		r := reboot{}
+		version := ""
+		for _, s := range list.Items {
+			key := s.Key
+			if s.Body.Current {
+				r.CurrentSlot = &key
+			}
+			if s.Body.AfterReboot {
+				r.NextSlot, version = &key, s.Body.Version
+			}
 		}
-	}})
-	if err == nil && !r.Pending {
-		err = &failure{code: exitFailed, kind: "NotPending", message: "no reboot is pending", printed: true}
-	}
-	return err
+		r.Pending = r.NextSlot != nil && text(r.CurrentSlot) != *r.NextSlot
+		if live != nil {
+			r.Upgrade = &live.Key
+			// The slot runs already, and is being looked at; or it is no longer to boot.
+			r.Pending = r.Pending && live.Body.Status != "booted" && live.Body.Status != "reverting"
+		}
+		err = a.show(view{doc: r, ids: []string{text(r.NextSlot)}, text: func(p *page) {
+			if r.Pending {
+				p.say("The box waits for a reboot: slot %s, version %s, boots next.", *r.NextSlot, version)
+			} else {
+				p.say("The box waits for no reboot.")
+			}
+		}})
+		if err == nil && !r.Pending {
+			err = &failure{code: exitFailed, kind: "NotPending", message: "no reboot is pending", printed: true}
+		}
+		return err
+	})
 }
 
 func (a *app) history(ctx context.Context) error {
-	c, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if a.curl {
-		return c.printCurl(http.MethodGet, pathUpgrades, nil)
-	}
-	_, list, err := c.waiting(ctx)
-	if err != nil {
-		return err
-	}
-	v := view{doc: list, items: []any{}, text: func(p *page) {
-		if len(list.Items) == 0 {
-			p.say("No upgrades.")
-			return
+	return a.with(http.MethodGet, pathUpgrades, nil, func(c *client) error {
+		_, list, err := c.waiting(ctx)
+		if err != nil {
+			return err
 		}
-		p.row("WHEN", "WHO", "FROM", "TO", "STATUS", "MESSAGE", "REASON")
-		for _, u := range list.Items {
-			b := u.Body
-			from := "-"
-			if b.FromSlot != nil {
-				from = slotVersion(*b.FromSlot, text(b.FromVersion))
+		return a.show(listView(list, list.Items, func(u api.Upgrade) string { return u.Key }, func(p *page) {
+			if len(list.Items) == 0 {
+				p.say("No upgrades.")
+				return
 			}
-			p.row(moment(b.RequestTime), b.RequestedBy, from, slotVersion(b.ToSlot, b.ToVersion), b.Status, orDash(b.Message), orDash(text(b.Reason)))
-		}
-	}}
-	for _, u := range list.Items {
-		v.items = append(v.items, u)
-		v.ids = append(v.ids, u.Key)
-	}
-	return a.show(v)
+			p.row("WHEN", "WHO", "FROM", "TO", "STATUS", "MESSAGE", "REASON")
+			for _, u := range list.Items {
+				b := u.Body
+				from := "-"
+				if b.FromSlot != nil {
+					from = slotVersion(*b.FromSlot, text(b.FromVersion))
+				}
+				p.row(moment(b.RequestTime), b.RequestedBy, from, slotVersion(b.ToSlot, b.ToVersion), b.Status, orDash(b.Message), orDash(text(b.Reason)))
+			}
+		}))
+	})
 }
 
 // slotVersion is a slot and what was in it.

@@ -36,7 +36,7 @@ var errorTypes = []ErrorType{
 	{"RequestTooLarge", http.StatusRequestEntityTooLarge, "The body, or the image of an upload, is longer than `details.limit` bytes.",
 		"Send less; certificates in `tls.ca` are what is large. For images, raise fetch.max_size in the agent's configuration if they should be allowed."},
 	{"InternalError", http.StatusInternalServerError, "A fault of the agent itself.", "Look for `details.id` in the agent's journal."},
-	{"ServiceUnavailable", http.StatusServiceUnavailable, "The agent is stopping, its database is busy, or it cannot do its work.",
+	{"ServiceUnavailable", http.StatusServiceUnavailable, "The agent is stopping, its database is busy, or it cannot do its work. Or the test of a slot takes long and goes on (`details.state` is `testing`).",
 		"Try again after `Retry-After`, and look first what has become of the request. The agent's journal has the details."},
 	{"InsufficientStorage", http.StatusInsufficientStorage, "The disk has no room for an upload (`details.needed`, `details.free`), or for the agent's database.", "Make room, for instance by emptying a slot, and try again."},
 }

@@ -3,6 +3,7 @@ package slots
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,6 +164,13 @@ func (t *Tester) start(id int, run *testRun) bool {
 	ctx, run.cancel = context.WithCancelCause(t.ctx)
 	t.group.Go(func() {
 		defer run.cancel(nil)
+		defer t.end(id, run)
+		defer func() {
+			if p := recover(); p != nil { // as in a handler, it costs one request
+				t.s.cfg.Log.Error("panic in a test", "slot", id, "panic", p, "stack", string(debug.Stack()))
+				run.err = errors.New("panic in a test")
+			}
+		}()
 		run.found, run.err = t.s.inspect(ctx, id, t.cfg.Policy, func(ctx context.Context, n int) error {
 			defer run.read.Add(int64(n))
 			if t.cfg.Pace != nil {
@@ -170,7 +178,6 @@ func (t *Tester) start(id int, run *testRun) bool {
 			}
 			return nil
 		})
-		t.end(id, run)
 	})
 	return true
 }

@@ -214,3 +214,43 @@ func TestLongTestEnds(t *testing.T) {
 	}
 	must(t, s.Delete(1)) // nobody holds it any more
 }
+
+// A panic costs one request: neither the agent nor the slot.
+func TestTestPanic(t *testing.T) {
+	t.Parallel()
+	s := openIn(t, t.TempDir())
+	fill(t, s, 1, nil, random(100))
+	var panics atomic.Int64
+	policy := plenty
+	policy.Space = func() (int64, error) {
+		if panics.CompareAndSwap(2, 3) {
+			panic("space")
+		}
+		return plenty.Space()
+	}
+	tester := slots.NewTester(s, slots.TesterConfig{Policy: policy, Pace: func(context.Context, int) error {
+		if panics.CompareAndSwap(0, 1) {
+			panic("disk")
+		}
+		return nil
+	}})
+	defer tester.Close()
+	if _, _, err := tester.Examine(t.Context(), 1, false); err == nil || errors.As(err, new(*api.Error)) {
+		t.Errorf("got %v", err)
+	}
+	if code, text, _ := ask(t.Context(), t, tester); code != 200 {
+		t.Errorf("%d %s", code, text)
+	}
+	panics.Store(2)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it goes to the handler")
+			}
+		}()
+		_, _, _ = tester.Examine(t.Context(), 1, false)
+	}()
+	if code, text, _ := ask(t.Context(), t, tester); code != 200 {
+		t.Errorf("%d %s", code, text)
+	}
+}

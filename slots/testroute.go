@@ -77,18 +77,24 @@ func (t *Tester) Examine(ctx context.Context, id int, back bool) (summary string
 	case err != nil:
 		return "", nil, err
 	}
+	held := release
+	release = nil
+	defer func() {
+		if release == nil { // also after a panic
+			held()
+		}
+	}()
 	p := t.cfg.Policy
 	p.Back = back
 	report, err := t.s.judge(found, p)
-	if err == nil && report.Failed() != "" {
-		err = &api.Error{Status: http.StatusBadRequest, Type: "FirmwareTestFailed",
+	switch {
+	case err != nil:
+		return "", nil, err
+	case report.Failed() != "":
+		return "", nil, &api.Error{Status: http.StatusBadRequest, Type: "FirmwareTestFailed",
 			Message: fmt.Sprintf("Slot %d cannot be activated. %s.", id, report.Failed()), Details: map[string]any{"test_summary": report.Summary()}}
 	}
-	if err != nil {
-		release()
-		return "", nil, err
-	}
-	return report.Summary(), release, nil
+	return report.Summary(), held, nil
 }
 
 // busy says that somebody holds the slot.

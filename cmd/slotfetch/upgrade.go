@@ -160,7 +160,8 @@ func (c *client) afterTest(ctx context.Context, path string, request, out any) e
 		_, err := c.call(ctx, http.MethodPost, path, request, out)
 		f, ok := errors.AsType[*failure](err)
 		if ok && f.status == http.StatusServiceUnavailable && f.details["state"] == "testing" {
-			c.app.note("%s", f.message)
+			progress, _, _ := strings.Cut(f.message, " The test goes on") // the rest is for those who call by hand
+			c.app.note("%s", progress)
 			select {
 			case <-time.After(testAgain):
 				continue

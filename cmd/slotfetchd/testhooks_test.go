@@ -87,8 +87,7 @@ func TestTestHooks(t *testing.T) {
 		t.Errorf("an empty directory has %q", got)
 	}
 	image := filepath.Join(x.state, "slots", "1", "image")
-	x.add(t, "50-told", `id -u; pwd; env | grep -v ^_= | sort | tr '\n' ' '; sha256sum <$SLOTFETCH_IMAGE; read line || echo no input; ls /proc/self/fd | wc -w
-ps -o pgid= -p $$ | tr -d ' ' | sed "s/^$$\$/a group of its own/"`, 0o755)
+	x.add(t, "50-told", `sha256sum <$SLOTFETCH_IMAGE; read line || echo no input; [ "$(cut -d ' ' -f 5 /proc/$$/stat)" = $$ ] && echo a group of its own`, 0o755)
 	x.add(t, "10-first", "exit 0", 0o555)
 	for _, name := range []string{"10-first.bak", ".hidden", "60-old.dpkg-dist", "70-tilde~", "README"} {
 		x.add(t, name, "exit 1", 0o644)

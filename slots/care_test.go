@@ -107,6 +107,25 @@ func TestCareFile(t *testing.T) {
 	}
 }
 
+// A Delete that was cut off before its last step leaves a care.json, which the next Open removes.
+func TestSweepCare(t *testing.T) {
+	dir := t.TempDir()
+	s := openIn(t, dir)
+	for id := range 2 {
+		fill(t, s, id+1, nil, []byte("image"))
+		_, err := s.ChangeCare(id+1, func(c *slots.Care) { c.Label = "x" })
+		must(t, err)
+	}
+	must(t, s.Close())
+	for _, name := range []string{"image", "manifest.json"} {
+		must(t, os.Remove(filepath.Join(dir, "1", name)))
+	}
+	s = openIn(t, dir)
+	if exists(careFile(dir, "1")) || get(t, s, 2).Care.Label != "x" {
+		t.Errorf("one is there: %v, the other is %+v", exists(careFile(dir, "1")), get(t, s, 2).Care)
+	}
+}
+
 func TestValidLabel(t *testing.T) {
 	for text, want := range map[string]bool{"": true, "x": true, "Zürich 7.0.5 – good": true, strings.Repeat("ü", 64): true, strings.Repeat("x", 65): false,
 		" x": false, "x ": false, "a\nb": false, "\x1b[1m": false, "\xff": false, "a\u202eb": false} {

@@ -162,11 +162,15 @@ func (s *Slots) sweep() error {
 		if err := s.sweepTemp(id); err != nil {
 			return fmt.Errorf("cannot sweep slot %d: %w", id, err)
 		}
-		_, problem, err := s.read(id)
+		m, problem, err := s.read(id)
 		if err != nil {
 			return fmt.Errorf("cannot read slot %d: %w", id, err)
 		}
 		switch {
+		case problem == nil && m == nil:
+			if err := s.sweepCare(id); err != nil {
+				return fmt.Errorf("cannot sweep slot %d: %w", id, err)
+			}
 		case problem == nil:
 		case errors.Is(problem, errNoManifest) && bootErr == nil && !b.protects(id):
 			s.cfg.Log.Warn("sweep image without a manifest", "slot", id)
@@ -190,6 +194,15 @@ func (s *Slots) sweepTemp(id int) error {
 		s.cfg.Log.Error("what was noted about a slot cannot be read; it counts as pinned until it is pinned or unpinned again", "slot", id, "err", err)
 	}
 	return errors.Join(removeFile(dir, manifestFile+tempSuffix), removeFile(dir, careFile+tempSuffix), dir.Close())
+}
+
+// sweepCare removes what a Delete that was cut off has left beside an image.
+func (s *Slots) sweepCare(id int) error {
+	dir, err := openSub(s.root, slotName(id))
+	if err != nil {
+		return nil //nolint:nilerr // not there: read has looked
+	}
+	return errors.Join(removeFile(dir, careFile), dir.Close())
 }
 
 // Delete empties a slot, also a damaged one. Its errors wrap [ErrUnknown], [ErrEmpty], [ErrReserved],

@@ -319,7 +319,7 @@ func (l *pointLab) begin(t *testing.T) *torture {
 		l.login = time.Now()
 		copyTree(t, x.a.state, l.pristine)
 	}
-	x.t, x.orders, x.asked, x.fault, x.dead, x.a.log = t, map[string]*accepted{}, 0, false, false, &journal{}
+	x.t, x.orders, x.notes, x.asked, x.fault, x.dead, x.a.log = t, map[string]*accepted{}, map[string][]note{}, 0, false, false, &journal{}
 	for key, o := range l.orders {
 		x.orders[key] = &o
 	}
@@ -398,7 +398,7 @@ func (x *torture) verifyAfter() {
 
 // verifyFiles looks for files that nobody needs beside the slots.
 func (x *torture) verifyFiles() {
-	known := regexp.MustCompile(`^(agent\.lock|seal\.key|initial-admin-password|slotfetch\.db(-wal|-shm)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json)))$`)
+	known := regexp.MustCompile(`^(agent\.lock|seal\.key|initial-admin-password|slotfetch\.db(-wal|-shm)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json|care\.json)))$`)
 	check(x.t, filepath.WalkDir(x.a.state, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the agent is at work
@@ -411,10 +411,13 @@ func (x *torture) verifyFiles() {
 	}))
 }
 
-// script does one of everything, always in the same order: cancels what is queued, prunes, empties a slot, resumes a
-// download, fetches, fails, and cancels what is running. It tells whether the agent survived.
+// script does one of everything, always in the same order: pins, unpins and labels, cancels what is queued, prunes, empties a
+// slot, resumes a download, fetches, fails, and cancels what is running. It tells whether the agent survived.
 func (x *torture) script(l *pointLab) bool {
 	open := x.closeGate()
+	x.annotate("1", l.done, note{true, "known good"})
+	x.annotate("1", l.done, note{})
+	x.annotate("2", l.emptied, note{Label: "old"})
 	x.orders[l.queued].pruning = true
 	x.remove(l.queued)
 	x.orders[l.done].pruning = true

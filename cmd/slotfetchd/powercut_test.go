@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 type ledger struct {
 	position int
 	orders   map[string]accepted
+	notes    map[string][]note
 	asked    int
 }
 
@@ -121,7 +123,7 @@ func (l *pointLab) boot(t *testing.T, disk []byte, promised ledger, settle bool)
 
 // boot is that for a disk in a file of its own.
 func (x *torture) boot(t *testing.T, file string, promised ledger, settle bool) {
-	x.t, x.orders, x.asked, x.a.log = t, map[string]*accepted{}, promised.asked, &journal{}
+	x.t, x.orders, x.notes, x.asked, x.a.log = t, map[string]*accepted{}, maps.Clone(promised.notes), promised.asked, &journal{}
 	for key, o := range promised.orders {
 		x.orders[key] = &o
 	}
@@ -164,7 +166,7 @@ func memory(t *testing.T) string {
 func (x *torture) ledger(position int) ledger {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	l := ledger{position: position, orders: map[string]accepted{}, asked: x.asked}
+	l := ledger{position: position, orders: map[string]accepted{}, notes: maps.Clone(x.notes), asked: x.asked}
 	for key, o := range x.orders {
 		l.orders[key] = *o
 	}

@@ -100,8 +100,15 @@ type torture struct {
 
 	mu     sync.Mutex
 	orders map[string]*accepted // by key
+	notes  map[string][]note    // by key of the image: what may have been noted about it last
 	asked  int                  // POSTs whose answer the kill may have taken
 	count  int                  // of fetches so far
+}
+
+// note is what care.json holds.
+type note struct {
+	Pinned bool   `json:"pinned"`
+	Label  string `json:"label"`
 }
 
 // accepted is a fetch that was answered 202, with what is known of it since.
@@ -119,7 +126,7 @@ type accepted struct {
 
 // newTorture gives the torture its origin, but no agent yet.
 func newTorture(t *testing.T, seed uint64) *torture {
-	x := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), orders: map[string]*accepted{}, hit: map[string]int{}}
+	x := &torture{t: t, rng: rand.New(rand.NewPCG(seed, 0)), orders: map[string]*accepted{}, notes: map[string][]note{}, hit: map[string]int{}}
 	var requests atomic.Int64
 	x.moody = func(_ *http.Request, image int) (busy, breaks bool) {
 		n := requests.Add(1)
@@ -565,6 +572,28 @@ func (x *torture) holders() map[string]string {
 	return holder
 }
 
+// annotate notes something about the image of a fetch, which is in a slot. If the answer is lost, so may the note be.
+func (x *torture) annotate(id, key string, n note) {
+	x.mu.Lock()
+	if x.notes[key] == nil {
+		x.notes[key] = []note{{}}
+	}
+	x.notes[key] = append(slices.Clip(x.notes[key]), n)
+	x.mu.Unlock()
+	body, err := json.Marshal(n)
+	check(x.t, err)
+	r, err := x.c.try("PATCH", slotsPath+"/"+id, string(body))
+	switch {
+	case err != nil, x.excused(r), x.fault && r.code == 409: // the slot looks damaged while it cannot be read
+	case r.code == 200:
+		x.mu.Lock()
+		x.notes[key] = []note{n}
+		x.mu.Unlock()
+	default:
+		x.t.Errorf("%s: %d %s", r.what, r.code, r.raw)
+	}
+}
+
 // empty empties a slot, which has the image of a fetch.
 func (x *torture) empty(id, key string) {
 	mark := func(emptied bool) {
@@ -822,6 +851,13 @@ func (x *torture) verifySlots(rows map[string]reply) {
 			}
 			continue
 		}
+		if x.notes[m.Key] == nil && x.fault { // what is there is about another image, because it could not be removed with that
+			x.notes[m.Key] = []note{{}}
+		}
+		if x.notes[m.Key] != nil {
+			files = slices.DeleteFunc(files, func(f string) bool { return f == "care.json" })
+			x.verifyNote(name, m.Key)
+		}
 		if !slices.Equal(files, []string{"image", "manifest.json"}) {
 			t.Errorf("slot %s has %v", name, files)
 		}
@@ -856,6 +892,16 @@ func (x *torture) verifySlots(rows map[string]reply) {
 		if holder[slot] != key {
 			t.Errorf("fetch %s is finished, and slot %s is of %q", key, slot, holder[slot])
 		}
+	}
+}
+
+// verifyNote compares what is noted about the image in a slot. The caller has the lock.
+func (x *torture) verifyNote(slot, key string) {
+	r := x.c.do(x.t, "GET", slotsPath+"/"+slot, "").want(x.t, 200)
+	if got := (note{r.get("body.pinned") == true, r.str("body.label")}); !slices.Contains(x.notes[key], got) {
+		x.t.Errorf("about slot %s it is noted %+v, not one of %+v", slot, got, x.notes[key])
+	} else {
+		x.notes[key] = []note{got}
 	}
 }
 

@@ -73,7 +73,7 @@ func TestUpgradePoints(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("%d points, %d deaths", ran, hit)
+	t.Logf("RAN %d points, %d deaths", ran, hit)
 }
 
 // upgradeLab is a box whose state can be put back to before the upgrade, and its boot loader.

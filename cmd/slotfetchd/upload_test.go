@@ -347,16 +347,25 @@ func (c *client) awaitPartials(t *testing.T, n int) {
 	}
 }
 
-// TestUploadRaces: of all who want the last empty slot one gets it, and none is left half way.
+// TestUploadRaces: of all who want the last empty slot one gets it, and none is left half way. In one round of three the
+// fetch is ahead.
 func TestUploadRaces(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, "[slots]\ncount = 2\n")
 	c := a.loginAdmin(t)
 	c.upload(t, "", "first").want(t, 200)
 	source := serveSmall(t)
-	for range 8 {
+	winners := map[string]int{}
+	for round := range 12 {
 		var group sync.WaitGroup
 		codes := make([]int, 2)
+		job := ""
+		if round%3 == 0 {
+			job = c.fetch(t, source, small.SHA256())
+		}
+		if round%6 == 0 {
+			c.await(t, job, "its start", func(r reply) bool { return r.str("body.status") != "queued" })
+		}
 		for i := range codes {
 			u := c.send(t, "", length(string(small.Bytes())))
 			group.Go(func() {
@@ -367,17 +376,21 @@ func TestUploadRaces(t *testing.T) {
 				}
 			})
 		}
-		job := c.fetch(t, source, small.SHA256())
+		if job == "" {
+			job = c.fetch(t, source, small.SHA256())
+		}
 		group.Wait()
 		end := c.await(t, job, "its end", func(r reply) bool { return r.get("body.end_time") != nil })
 		won := 0
 		for _, code := range codes {
 			if code == 200 {
 				won++
+				winners["upload"]++
 			}
 		}
 		if end.str("body.status") == "finished" {
 			won++
+			winners["fetch"]++
 		}
 		if won != 1 {
 			t.Fatalf("%d got the slot: %v, %s", won, codes, end.raw)
@@ -385,6 +398,10 @@ func TestUploadRaces(t *testing.T) {
 		clean(t, c, "1 2")
 		c.do(t, "GET", slotsPath+"/2", "").is(t, "body.sha256", small.SHA256())
 		c.do(t, "DELETE", slotsPath+"/2", "").want(t, 200)
+	}
+	t.Logf("won: %v", winners)
+	if winners["upload"] == 0 || winners["fetch"] == 0 {
+		t.Error("one of them never wins")
 	}
 	// Deleting while it comes, and as soon as it is there.
 	u := c.send(t, "", length(string(small.Bytes())))

@@ -20,6 +20,14 @@ import (
 // activateDir is where agent and root side meet, below state_dir.
 const activateDir = "activate"
 
+const (
+	// lockWait is for the agent, which has the lock until its request is durable; systemd may start us sooner.
+	lockWait  = 30 * time.Second
+	lockPause = 20 * time.Millisecond
+	// failPause is how long a failure lasts that leaves the request for another try, which systemd begins at once.
+	failPause = 3 * time.Second
+)
+
 // activateCommand is the root side of an upgrade: systemd starts it when the agent has left a request.
 func activateCommand(load loader) *cobra.Command {
 	return &cobra.Command{
@@ -49,39 +57,52 @@ type rootSide struct {
 	hooks hooks
 }
 
-// run answers the request that is there. The result is durable before the request goes, and that before a reboot; so a
-// power cut in between has it answered once more, which the hooks allow. An error is also what the request came to.
+// run answers the request that is there. An error is also what the request came to.
 func (r *rootSide) run(ctx context.Context) error {
+	stays, err := r.answer(ctx)
+	if stays {
+		select {
+		case <-time.After(failPause):
+		case <-ctx.Done():
+		}
+	}
+	return err
+}
+
+// answer answers the request and tells whether it is there all the same, because of an error. The result is durable before
+// the request goes, and that before a reboot; so a power cut in between has it answered once more, which the hooks allow.
+func (r *rootSide) answer(ctx context.Context) (stays bool, err error) {
 	handover, err := slots.OpenHandover(r.cfg.StateDir, activateDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("cannot open the directory of requests: %w", err)
+		return true, fmt.Errorf("cannot open the directory of requests: %w", err)
 	}
 	defer handover.Close() //nolint:errcheck // it was only looked into
-	unlock, err := handover.Lock()
+	unlock, err := r.lock(ctx, handover)
 	if err != nil {
-		return fmt.Errorf("cannot lock the directory of requests: %w", err)
+		return true, fmt.Errorf("cannot lock the directory of requests: %w", err)
 	}
 	defer unlock()
 
 	request, err := handover.Request()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	result := slots.Result{ID: request.ID, Action: request.Action}
 	reboot := false
 	if err == nil {
 		if last, lerr := handover.Result(); lerr == nil && last.ID == request.ID && last.Action == request.Action {
 			r.log.Info("the request was answered before", "request", request.ID, "action", request.Action)
-			return handover.RemoveRequest()
+			err = handover.RemoveRequest()
+			return err != nil, err
 		}
 		r.log.Info("request", "request", request.ID, "action", request.Action, "slot", request.SlotID, "reboot", request.Reboot)
 		reboot, err = r.perform(ctx, request)
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("interrupted; the request stays: %w", ctx.Err())
+		return true, fmt.Errorf("interrupted; the request stays: %w", ctx.Err())
 	}
 	result.OK, result.Time = err == nil, time.Now().UTC().Truncate(time.Second)
 	if err != nil {
@@ -90,18 +111,35 @@ func (r *rootSide) run(ctx context.Context) error {
 	result.BootID = bootID(r.cfg)
 	if result.ID != "" {
 		if werr := handover.WriteResult(result); werr != nil {
-			return errors.Join(err, fmt.Errorf("cannot write the result: %w", werr))
+			return true, errors.Join(err, fmt.Errorf("cannot write the result: %w", werr))
 		}
 	}
 	if rerr := handover.RemoveRequest(); rerr != nil {
-		return errors.Join(err, fmt.Errorf("cannot remove the request: %w", rerr))
+		return true, errors.Join(err, fmt.Errorf("cannot remove the request: %w", rerr))
 	}
 	r.log.Info("answered", "request", result.ID, "action", result.Action, "ok", result.OK, "message", result.Message, "reboot", reboot)
 	if reboot {
 		unlock()
 		err = errors.Join(err, r.hooks.reboot(ctx))
 	}
-	return err
+	return false, err
+}
+
+// lock takes the directory when the agent is done with it.
+func (r *rootSide) lock(ctx context.Context, h *slots.Handover) (unlock func(), err error) {
+	ctx, stop := context.WithTimeout(ctx, lockWait)
+	defer stop()
+	if unlock, err = h.Lock(); errors.Is(err, slots.ErrLocked) {
+		r.log.Info("waiting for the lock of the agent")
+	}
+	for errors.Is(err, slots.ErrLocked) && ctx.Err() == nil {
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+		}
+		unlock, err = h.Lock()
+	}
+	return unlock, err
 }
 
 // perform checks the request and runs its hooks. It tells whether the box is to reboot, also with an error.

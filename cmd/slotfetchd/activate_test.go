@@ -1,15 +1,20 @@
 package main_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+
+	"slotfetch/slots"
 )
 
 // boots is what an agent on a box with a boot loader has beside it: hooks that only take notes, and a box that can be
@@ -214,6 +219,51 @@ func TestRootSide(t *testing.T) {
 	check(t, os.WriteFile(file, []byte(request("slot_id", 1)), 0o640))
 	if out, ok := a.root(t); ok || strings.HasPrefix(b.ran(t), "activate") || !strings.Contains(out, "others may write it") {
 		t.Errorf("writable hook: %s", out)
+	}
+}
+
+// systemd starts the root side as soon as the request has its name, when the agent may still have the lock: it waits. While
+// the request cannot be answered, systemd starts it again and again, and it sees to a pause.
+func TestRootSideWaits(t *testing.T) {
+	t.Parallel()
+	b, extra := newBoots(t, nil)
+	a := startAgent(t, extra)
+	c := a.loginAdmin(t)
+	c.awaitStatus(t, c.fetch(t, serveSmall(t), small.SHA256()), "finished")
+	write := func() {
+		check(t, os.WriteFile(filepath.Join(a.state, "activate", "request.json"), fmt.Appendf(nil,
+			`{"id":%q,"action":"activate","slot_id":1,"sha256":%q,"previous":null,"reboot":"next"}`, uuid.NewString(), small.SHA256()), 0o640))
+	}
+	write()
+	h, err := slots.OpenHandover(a.state, "activate")
+	check(t, err)
+	unlock, err := h.Lock()
+	check(t, err)
+	cmd := a.command("activate")
+	stderr, err := cmd.StderrPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() && !strings.Contains(lines.Text(), "waiting for the lock") {
+	}
+	unlock()
+	check(t, h.Close())
+	_, err = io.Copy(io.Discard, stderr)
+	check(t, err)
+	if err := cmd.Wait(); err != nil || b.ran(t) != "activate 1 from" || a.handover(t, "request.json") != nil {
+		t.Errorf("it did not wait: %v", err)
+	}
+
+	write()
+	check(t, os.Mkdir(filepath.Join(a.state, "activate", "result.json.tmp"), 0o700)) // in the way of the result
+	check(t, os.WriteFile(filepath.Join(a.state, "activate", "result.json.tmp", "x"), nil, 0o600))
+	began := time.Now()
+	if out, ok := a.root(t); ok || a.handover(t, "request.json") == nil || time.Since(began) < 2*time.Second {
+		t.Errorf("after %s: %v %s", time.Since(began), ok, out)
+	}
+	check(t, os.RemoveAll(filepath.Join(a.state, "activate", "result.json.tmp")))
+	if out, ok := a.root(t); !ok || a.handover(t, "request.json") != nil {
+		t.Errorf("without it: %s", out)
 	}
 }
 

@@ -179,8 +179,12 @@ func (l *cutLab) suffer(t *testing.T, rng *rand.Rand, disk []byte, between []mom
 	if t.Failed() {
 		return
 	}
-	works := rng.IntN(3) > 0
-	l.powerOn(t, works)
+	works, early := rng.IntN(3) > 0, rng.IntN(2) == 0
+	l.bootUp(t, works)
+	if early { // systemd need not wait for the agent
+		l.root(t)
+	}
+	l.start(t)
 	l.c = l.loginAdmin(t)
 	list := l.c.do(t, "GET", upgradesPath, "").want(t, 200)
 	for path, status := range between[0].upgrades {
@@ -309,8 +313,15 @@ func (l *cutLab) another(t *testing.T) {
 	l.boot(t, to, to)
 }
 
-// powerOn starts the agent in what the boot loader boots. What it boots once it boots once, whether that works or not.
+// powerOn starts the agent in what the boot loader boots.
 func (l *cutLab) powerOn(t *testing.T, works bool) {
+	t.Helper()
+	l.bootUp(t, works)
+	l.start(t)
+}
+
+// bootUp is what the boot loader does. What it boots once it boots once, whether that works or not.
+func (l *cutLab) bootUp(t *testing.T, works bool) {
 	t.Helper()
 	slot, once := l.chosen(t)
 	if once {
@@ -325,7 +336,6 @@ func (l *cutLab) powerOn(t *testing.T, works bool) {
 		slot, _ = l.chosen(t)
 	}
 	l.boots.reboot(t, slot)
-	l.start(t)
 }
 
 // chosen is the slot that the boot loader boots, and whether only once. A box comes with slot 1.

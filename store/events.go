@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,9 @@ type Event struct {
 }
 
 func (s *Store) event(tx *sql.Tx, by Actor, action, object, detail string) error {
+	if by.App != "" {
+		detail = strings.TrimSpace(detail + " app=" + by.App)
+	}
 	_, err := tx.Exec(`INSERT INTO events (at, actor, address, action, object, detail) VALUES (?, ?, ?, ?, ?, ?)`,
 		millis(s.now()), by.Name, by.Address, action, object, detail)
 	return err

@@ -70,6 +70,12 @@ type Fetch struct {
 	ChecksumURL string
 	// Signature is the signed manifest of the image and its signature, as JSON; empty if there is none, or it is not found yet.
 	Signature string
+	// Sidecar is required or optional where the digest is looked for beside the image, else empty.
+	Sidecar string
+	// LoneVersion refuses an image whose version another slot has, with other content.
+	LoneVersion bool
+	// CancelledBy is who asked for the end of it; empty if nobody did.
+	CancelledBy string
 	Schedule
 	// Secrets are sealed; nil when there are none, and always once final.
 	Secrets   []byte
@@ -108,16 +114,20 @@ type Checkpoint struct {
 // Actor is who asks for a change, for the audit.
 type Actor struct {
 	Name, Address string
+	// App is the program that asks, as it calls itself; mostly empty.
+	App string
 }
 
 const fetchColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, mirrors, coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, coalesce(signature, ''), ` + scheduleColumns + `, secrets, created_by, created_at,
+	want_slot, tls_verify, coalesce(tls_ca, ''), force, coalesce(idem_key, ''), idem_hash, coalesce(signature, ''), ` + originColumns + scheduleColumns + `, secrets, created_by, created_at,
 	start_time, end_time, attempts, bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified,
 	slot_id, deduplicated, coalesce(error_code, ''), coalesce(error, ''), cp_offset, cp_state, coalesce(cp_validator, ''), coalesce(cp_source, ''), cp_clean`
 
+const originColumns = `coalesce(sidecar, ''), lone_version, coalesce(cancelled_by, ''), `
+
 // listColumns leave out what may be large and no list needs: a row may have 64 KiB of certificates alone.
 const listColumns = `seq, key, status, coalesce(phase, ''), cancel_requested, url, '[]', coalesce(sha256, ''), coalesce(sha512, ''),
-	want_slot, tls_verify, '', force, '', NULL, '', ` + scheduleColumns + `, NULL, created_by, created_at, start_time, end_time, attempts,
+	want_slot, tls_verify, '', force, '', NULL, '', ` + originColumns + scheduleColumns + `, NULL, created_by, created_at, start_time, end_time, attempts,
 	bytes_downloaded, bytes_total, resumed_from, bytes_received, bytes_per_second, tls_verified, slot_id, deduplicated,
 	coalesce(error_code, ''), coalesce(error, ''), cp_offset, NULL, '', '', cp_clean`
 
@@ -126,7 +136,7 @@ func scanFetch(row interface{ Scan(...any) error }) (Fetch, error) {
 	var mirrors string
 	var created, start, end, notBefore, eligible sql.NullInt64
 	err := row.Scan(&f.Seq, &f.Key, &f.Status, &f.Phase, &f.CancelRequested, &f.URL, &mirrors, &f.SHA256, &f.SHA512,
-		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash, &f.Signature,
+		&f.WantSlot, &f.TLSVerify, &f.TLSCA, &f.Force, &f.Idempotency, &f.RequestHash, &f.Signature, &f.Sidecar, &f.LoneVersion, &f.CancelledBy,
 		&f.ChecksumURL, &f.Priority, &f.Paused, &notBefore, &f.Window, &eligible, &f.RateLimit, &f.Secrets, &f.CreatedBy, &created, &start, &end, &f.Attempts,
 		&f.BytesDownloaded, &f.BytesTotal, &f.ResumedFrom, &f.BytesReceived, &f.BytesPerSecond, &f.TLSVerified, &f.SlotID, &f.Deduplicated, &f.ErrorCode, &f.Error,
 		&f.Checkpoint.Offset, &f.Checkpoint.State, &f.Checkpoint.Validator, &f.Checkpoint.Source, &f.Checkpoint.Clean)
@@ -174,11 +184,11 @@ func (s *Store) enqueue(f Fetch, by Actor, state string, args ...any) (Fetch, er
 		}
 		out, err = scanFetch(tx.QueryRow(`INSERT INTO fetches
 			(status, start_time, end_time, bytes_downloaded, bytes_total, slot_id, deduplicated,
-			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash, signature,
+			 key, url, mirrors, sha256, sha512, want_slot, tls_verify, tls_ca, force, idem_key, idem_hash, signature, sidecar, lone_version,
 			 checksum_url, priority, paused, not_before, "window", eligible_at, rate_limit, secrets, created_by, created_at)
-			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?, nullif(?, ''),
+			VALUES (`+state+`, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''), ?, nullif(?, ''), ?, nullif(?, ''), nullif(?, ''), ?,
 			 nullif(?, ''), ?, ?, ?, nullif(?, ''), ?, nullif(?, 0), ?, ?, ?) RETURNING `+fetchColumns,
-			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash, f.Signature,
+			append(args, f.Key, f.URL, string(mirrors), f.SHA256, f.SHA512, f.WantSlot, f.TLSVerify, f.TLSCA, f.Force, f.Idempotency, f.RequestHash, f.Signature, f.Sidecar, f.LoneVersion,
 				f.ChecksumURL, f.Priority, f.Paused, nullMillis(f.NotBefore), f.Window, nullMillis(f.EligibleAt), f.RateLimit,
 				secrets, by.Name, millis(s.now()))...))
 		if err != nil {
@@ -335,6 +345,15 @@ const (
 // Delete cancels a live fetch and prunes a final one: one transaction decides which, and notes it in the audit.
 // The returned row is the one after the change, for Pruned the one before. [ErrNotFound] if there is none.
 func (s *Store) Delete(key string, by Actor) (out Outcome, f Fetch, err error) {
+	return s.endEarly(key, by, true)
+}
+
+// Cancel is Delete without the pruning: a fetch that is final stays, which is [ErrConflict].
+func (s *Store) Cancel(key string, by Actor) (out Outcome, f Fetch, err error) {
+	return s.endEarly(key, by, false)
+}
+
+func (s *Store) endEarly(key string, by Actor, prune bool) (out Outcome, f Fetch, err error) {
 	err = s.update(func(tx *sql.Tx) error {
 		steps := []struct {
 			out    Outcome
@@ -342,11 +361,15 @@ func (s *Store) Delete(key string, by Actor) (out Outcome, f Fetch, err error) {
 			sql    string
 			args   []any
 		}{
-			{CancelledQueued, "fetch.cancel", `UPDATE fetches SET status = 'cancelled', ` + final + ` WHERE status = 'queued' AND key = ?`, []any{millis(s.now()), key}},
-			{CancelRequested, "fetch.cancel", `UPDATE fetches SET cancel_requested = 1 WHERE status = 'in-progress' AND phase <> 'installing' AND key = ?`, []any{key}},
+			{CancelledQueued, "fetch.cancel", `UPDATE fetches SET status = 'cancelled', cancelled_by = ?, ` + final + ` WHERE status = 'queued' AND key = ?`, []any{by.Name, millis(s.now()), key}},
+			{CancelRequested, "fetch.cancel", `UPDATE fetches SET cancel_requested = 1, cancelled_by = coalesce(cancelled_by, ?)
+				WHERE status = 'in-progress' AND phase <> 'installing' AND key = ?`, []any{by.Name, key}},
 			{Pruned, "fetch.prune", `DELETE FROM fetches WHERE status IN ('finished', 'failed', 'cancelled') AND key = ?`, []any{key}},
 		}
 		for _, step := range steps {
+			if step.out == Pruned && !prune {
+				continue
+			}
 			f, err = scanFetch(tx.QueryRow(step.sql+` RETURNING `+fetchColumns, step.args...))
 			if err == nil {
 				out = step.out
@@ -358,9 +381,12 @@ func (s *Store) Delete(key string, by Actor) (out Outcome, f Fetch, err error) {
 		}
 		out = NotCancellable
 		f, err = scanFetch(tx.QueryRow(`SELECT `+fetchColumns+` FROM fetches WHERE key = ?`, key))
+		if err == nil && f.Status.Final() {
+			return ErrConflict
+		}
 		return err
 	})
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
 		err = fmt.Errorf("cannot delete fetch %s: %w", key, err)
 	}
 	if out == CancelledQueued || out == Pruned {

@@ -180,17 +180,18 @@ func TestTransitions(t *testing.T) {
 func TestDelete(t *testing.T) {
 	t.Parallel()
 	s, _ := fresh(t)
+	requested := func(f *store.Fetch) { f.CancelRequested, f.CancelledBy = true, "bob" }
 	tests := map[string]struct {
 		out    store.Outcome
 		change func(*store.Fetch) // what differs afterwards; nil: the row is gone
 		event  string             // action and detail
 	}{
 		"queued": {store.CancelledQueued, func(f *store.Fetch) {
-			f.Status, f.EndTime, f.Secrets = store.Cancelled, t0, nil
+			f.Status, f.EndTime, f.Secrets, f.CancelledBy = store.Cancelled, t0, nil, "bob"
 		}, "fetch.cancel cancelled"},
-		"downloading": {store.CancelRequested, func(f *store.Fetch) { f.CancelRequested = true }, "fetch.cancel in-progress"},
-		"waiting":     {store.CancelRequested, func(f *store.Fetch) { f.CancelRequested = true }, "fetch.cancel in-progress"},
-		"verifying":   {store.CancelRequested, func(f *store.Fetch) { f.CancelRequested = true }, "fetch.cancel in-progress"},
+		"downloading": {store.CancelRequested, requested, "fetch.cancel in-progress"},
+		"waiting":     {store.CancelRequested, requested, "fetch.cancel in-progress"},
+		"verifying":   {store.CancelRequested, requested, "fetch.cancel in-progress"},
 		"cancelling":  {store.CancelRequested, func(*store.Fetch) {}, "fetch.cancel in-progress"}, // joins the first
 		"installing":  {store.NotCancellable, func(*store.Fetch) {}, ""},
 		"finished":    {store.Pruned, nil, "fetch.prune finished"},
@@ -256,7 +257,7 @@ func TestFinalRows(t *testing.T) {
 			ok(t, err)
 			return s.Cancelled("k", 7, 9)
 		}, func(f *store.Fetch) {
-			f.Status, f.BytesDownloaded, f.BytesTotal, f.TLSVerified = store.Cancelled, 7, 9, ptr(true)
+			f.Status, f.BytesDownloaded, f.BytesTotal, f.TLSVerified, f.CancelledBy = store.Cancelled, 7, 9, ptr(true), "ann"
 		}},
 	}
 	for _, tt := range tests {

@@ -31,7 +31,7 @@ func (s *Store) AddSession(n Session, passwordHash string, most int) error {
 			(SELECT token_hash FROM sessions WHERE user = ?1 ORDER BY last_seen DESC, rowid DESC LIMIT ?2)`, n.User, most); err != nil {
 			return err
 		}
-		return s.event(tx, Actor{n.User, n.Address}, "session.login", n.User, "")
+		return s.event(tx, Actor{Name: n.User, Address: n.Address}, "session.login", n.User, "")
 	})
 	if errors.Is(err, ErrNotFound) {
 		return ErrConflict

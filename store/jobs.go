@@ -1,0 +1,139 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// JobState is how a job of the ONTAP dialect stands that is no fetch.
+type JobState string
+
+const (
+	// JobRunning has not ended.
+	JobRunning JobState = "running"
+	// JobSuccess ended well.
+	JobSuccess JobState = "success"
+	// JobFailure did not; code and message say why.
+	JobFailure JobState = "failure"
+)
+
+// Job is something that the ONTAP dialect was asked for and that is no fetch.
+type Job struct {
+	ID string
+	// Description is method and path of the request.
+	Description string
+	State       JobState
+	// Code is 0 unless the state is JobFailure.
+	Code      int
+	Message   string
+	CreatedBy string
+	// EndTime is zero while it runs.
+	StartTime, EndTime time.Time
+}
+
+// AddJob stores a new one, which runs, or has ended if its state says so; it begins, and ends, now.
+func (s *Store) AddJob(j Job, by Actor) (Job, error) {
+	err := s.update(func(tx *sql.Tx) (err error) {
+		now := millis(s.now())
+		var end any
+		if j.State != JobRunning {
+			end = now
+		}
+		if j, err = scanJob(tx.QueryRow(`INSERT INTO jobs (id, description, state, code, message, created_by, start_time, end_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+			RETURNING `+jobColumns, j.ID, j.Description, string(j.State), j.Code, j.Message, by.Name, now, end)); err != nil {
+			return err
+		}
+		return s.event(tx, by, "job.add", j.ID, j.Description)
+	})
+	if err != nil {
+		return Job{}, fmt.Errorf("cannot add job: %w", err)
+	}
+	return j, nil
+}
+
+// EndJob notes what came of a job that runs; [ErrConflict] if it does not.
+func (s *Store) EndJob(id string, state JobState, code int, message string) (j Job, err error) {
+	err = s.write(func(c *sql.Conn) (err error) {
+		j, err = scanJob(c.QueryRowContext(context.Background(), `UPDATE jobs SET state = ?, code = ?, message = ?, end_time = max(?, start_time)
+			WHERE id = ? AND state = 'running' RETURNING `+jobColumns, string(state), code, message, millis(s.now()), id))
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		return j, ErrConflict
+	}
+	if err != nil {
+		return j, fmt.Errorf("cannot end job %s: %w", id, err)
+	}
+	return j, nil
+}
+
+// ExpireJobs removes those that ended before a moment.
+func (s *Store) ExpireJobs(before time.Time) error {
+	err := s.write(func(c *sql.Conn) error {
+		_, err := c.ExecContext(context.Background(), `DELETE FROM jobs WHERE end_time < ?`, millis(before))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot expire jobs: %w", err)
+	}
+	return nil
+}
+
+// Job reads one; [ErrNotFound] if there is none.
+func (s *Store) Job(ctx context.Context, id string) (Job, error) {
+	j, err := scanJob(s.r.QueryRowContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = ?`, id))
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("cannot read job: %w", err)
+	}
+	return j, err
+}
+
+// Jobs are all of them, oldest first.
+func (s *Store) Jobs(ctx context.Context) ([]Job, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs ORDER BY seq`)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list jobs: %w", err)
+	}
+	defer rows.Close()
+	var out []Job
+	for rows.Next() {
+		j, err := scanJob(rows)
+		if err != nil {
+			return nil, fmt.Errorf("cannot list jobs: %w", err)
+		}
+		out = append(out, j)
+	}
+	return out, rows.Err()
+}
+
+const jobColumns = `id, description, state, code, message, created_by, start_time, end_time`
+
+func scanJob(row interface{ Scan(...any) error }) (Job, error) {
+	var j Job
+	var start, end sql.NullInt64
+	err := row.Scan(&j.ID, &j.Description, &j.State, &j.Code, &j.Message, &j.CreatedBy, &start, &end)
+	if errors.Is(err, sql.ErrNoRows) {
+		return j, ErrNotFound
+	}
+	j.StartTime, j.EndTime = moment(start), moment(end)
+	return j, err
+}
+
+// Foremost is the fetch to show where there is room for one: one in progress, else the next in the queue, else the one that
+// ended last; [ErrNotFound] if there is none at all.
+func (s *Store) Foremost(ctx context.Context) (Fetch, error) {
+	for _, which := range []string{`status = 'in-progress' ORDER BY seq`, waiting + ` ORDER BY ` + order,
+		`status IN ('finished', 'failed', 'cancelled') ORDER BY end_time DESC, seq DESC`} {
+		f, err := scanFetch(s.r.QueryRowContext(ctx, `SELECT `+listColumns+` FROM fetches WHERE `+which+` LIMIT 1`))
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return f, fmt.Errorf("cannot read fetch: %w", err)
+		}
+		if err == nil {
+			return f, nil
+		}
+	}
+	return Fetch{}, ErrNotFound
+}

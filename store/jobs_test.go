@@ -1,0 +1,83 @@
+package store_test
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"slotfetch/store"
+)
+
+func TestJobs(t *testing.T) {
+	t.Parallel()
+	now := t0
+	s, err := store.Open(filepath.Join(t.TempDir(), "slotfetch.db"), store.Options{Now: func() time.Time { return now }})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, s.Close()) })
+	alice := store.Actor{Name: "alice", Address: "192.0.2.1"}
+	want := store.Job{ID: "a", Description: "PATCH /api/cluster/software", State: store.JobRunning, Message: "Testing", CreatedBy: "alice", StartTime: t0}
+	equal(t, want, must[store.Job](t)(s.AddJob(want, alice)))
+	done := store.Job{ID: "b", Description: "DELETE /api/cluster/software/packages/9", State: store.JobSuccess, Message: "success"}
+	_, err = s.AddJob(done, store.Actor{Name: "alice", Address: "192.0.2.1", App: "ansible/9"})
+	ok(t, err)
+	if _, err := s.AddJob(done, alice); err == nil {
+		t.Error("an id was used twice")
+	}
+	equal(t, store.Event{At: t0, Actor: "alice", Address: "192.0.2.1", Action: "job.add", Object: "b", Detail: done.Description + " app=ansible/9"},
+		must[[]store.Event](t)(s.Events(t.Context(), 1))[0])
+
+	now = now.Add(time.Minute)
+	want.State, want.Code, want.Message, want.EndTime = store.JobFailure, 7, "The test said no.", t0.Add(time.Minute)
+	equal(t, want, must[store.Job](t)(s.EndJob("a", store.JobFailure, 7, "The test said no.")))
+	for _, id := range []string{"a", "b", "c"} {
+		if _, err := s.EndJob(id, store.JobSuccess, 0, "success"); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("%s: %v, want a conflict", id, err)
+		}
+	}
+	equal(t, want, must[store.Job](t)(s.Job(t.Context(), "a")))
+	if _, err := s.Job(t.Context(), "c"); !errors.Is(err, store.ErrNotFound) {
+		t.Error(err)
+	}
+	ok(t, s.ExpireJobs(t0.Add(time.Second)))
+	equal(t, []store.Job{want}, must[[]store.Job](t)(s.Jobs(t.Context())))
+}
+
+// TestForemost: what is under way comes before what waits, and that before what is over.
+func TestForemost(t *testing.T) {
+	t.Parallel()
+	now := t0
+	s, err := store.Open(filepath.Join(t.TempDir(), "slotfetch.db"), store.Options{Now: func() time.Time { return now }})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, s.Close()) })
+	is := func(key string) {
+		t.Helper()
+		equal(t, key, must[store.Fetch](t)(s.Foremost(t.Context())).Key)
+	}
+	by := store.Actor{Name: "alice"}
+	if _, err := s.Foremost(t.Context()); !errors.Is(err, store.ErrNotFound) {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"old", "new", "next", "paused"} {
+		f := store.Fetch{Key: key, URL: "https://example.com/x"}
+		f.Paused = key == "paused"
+		_, err := s.Enqueue(f, by)
+		ok(t, err)
+	}
+	is("old")
+	for _, key := range []string{"old", "new"} {
+		_, _, err := s.Claim()
+		ok(t, err)
+		is(key)
+		now = now.Add(time.Second)
+		_, err = s.Fail(key, "digest", "It is another.", 0, 0, nil)
+		ok(t, err)
+	}
+	is("next")
+	_, _, err = s.Delete("next", by)
+	ok(t, err)
+	is("next") // ended last
+	_, _, err = s.Delete("next", by)
+	ok(t, err)
+	is("new")
+}

@@ -32,6 +32,9 @@ func (d *download) install(ctx context.Context) error {
 		return errWrite{err}
 	}
 	d.attest(&m)
+	if err := d.alone(m); err != nil {
+		return err
+	}
 	_, _, tls := d.fl.progress.counts()
 	if err := d.beginInstall(ctx, m.Size, tls); err != nil {
 		return err

@@ -33,7 +33,7 @@ func Bottleneck(network, hash, disk, limit time.Duration) (ms [4]int64, name str
 
 // ReadUpload gives the image in the body of an upload and the name of its file.
 func ReadUpload(body io.Reader, h http.Header) (image []byte, name string, err error) {
-	u, err := openUpload(body, h)
+	u, err := openUpload(body, h, uploadField)
 	if err != nil {
 		return nil, "", err
 	}

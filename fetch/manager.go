@@ -213,7 +213,8 @@ func (m *Manager) Enqueue(q Request, by store.Actor) (store.Fetch, error) {
 		return store.Fetch{}, err
 	}
 	f := store.Fetch{Key: key, URL: q.URL.String(), SHA256: q.SHA256, SHA512: q.SHA512, WantSlot: q.Slot,
-		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Force: q.Force, Idempotency: q.Idempotency, Schedule: q.Schedule, Secrets: secrets}
+		TLSVerify: q.TLSVerify, TLSCA: q.TLSCA, Force: q.Force, Idempotency: q.Idempotency, Schedule: q.Schedule, Secrets: secrets,
+		Sidecar: q.Sidecar, LoneVersion: q.LoneVersion}
 	f.EligibleAt = m.eligible(f.Schedule)
 	if q.ChecksumURL != nil {
 		f.ChecksumURL = q.ChecksumURL.String()
@@ -265,6 +266,18 @@ func (m *Manager) Each(ctx context.Context, yield func(store.Fetch) error) error
 	return m.cfg.Store.Fetches(ctx, func(f store.Fetch) error { return yield(m.live(f)) })
 }
 
+// Unfinished calls yield for every fetch that has not ended, oldest first.
+func (m *Manager) Unfinished(ctx context.Context, yield func(store.Fetch) error) error {
+	return m.cfg.Store.Unfinished(ctx, func(f store.Fetch) error { return yield(m.live(f)) })
+}
+
+// Foremost is the one fetch to show: one in progress, else the next in the queue, else the one that ended last;
+// store.ErrNotFound if there is none.
+func (m *Manager) Foremost(ctx context.Context) (store.Fetch, error) {
+	f, err := m.cfg.Store.Foremost(ctx)
+	return m.live(f), err
+}
+
 // live adds to a row in progress what only memory knows.
 func (m *Manager) live(f store.Fetch) store.Fetch {
 	if f.Status != store.InProgress {
@@ -313,7 +326,16 @@ func (m *Manager) notify() {
 // Delete cancels a live fetch or prunes a final one. A running fetch is waited for, at most CancelWait or until ctx
 // ends, neither of which stops the cancel; whether it is complete shows in the status of the row returned.
 func (m *Manager) Delete(ctx context.Context, key string, by store.Actor) (store.Outcome, store.Fetch, error) {
-	out, f, err := m.cfg.Store.Delete(key, by)
+	return m.endEarly(ctx, key, by, m.cfg.Store.Delete)
+}
+
+// Cancel is Delete for a live fetch; one that has ended is left alone, which is store.ErrConflict.
+func (m *Manager) Cancel(ctx context.Context, key string, by store.Actor) (store.Outcome, store.Fetch, error) {
+	return m.endEarly(ctx, key, by, m.cfg.Store.Cancel)
+}
+
+func (m *Manager) endEarly(ctx context.Context, key string, by store.Actor, ask func(string, store.Actor) (store.Outcome, store.Fetch, error)) (store.Outcome, store.Fetch, error) {
+	out, f, err := ask(key, by)
 	if err != nil {
 		return out, f, err
 	}

@@ -195,7 +195,7 @@ func (p *probe) checksum(ctx context.Context, secrets Secrets) {
 	req, err := p.d.sumsRequest(secrets)
 	sum, safe := "", false
 	if err == nil {
-		sum, safe, err = p.d.readSum(ctx, req)
+		sum, safe, err = p.d.readSum(ctx, req, true)
 	}
 	if !safe && p.d.f.TLSVerify == nil {
 		strict := true

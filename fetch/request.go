@@ -36,6 +36,11 @@ type Request struct {
 	ChecksumURL *url.URL `json:",omitempty"`
 	// Signature is the signed manifest of the image, nil if it is beside it or not needed.
 	Signature *Signature `json:",omitempty"`
+	// Sidecar is [SidecarRequired] or [SidecarOptional] where the digest is looked for beside the image, if SHA256 and
+	// ChecksumURL are empty.
+	Sidecar string `json:",omitempty"`
+	// LoneVersion refuses an image whose version another slot has, with other content.
+	LoneVersion bool `json:",omitempty"`
 	// Schedule has no EligibleAt yet.
 	Schedule store.Schedule `json:",omitzero"`
 	// Idempotency is the caller's own key for this request; a second request under it gives the first fetch. Empty: none.

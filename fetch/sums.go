@@ -25,28 +25,40 @@ func (d *download) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if d.f.ChecksumURL == "" && d.f.Sidecar != "" {
+		return d.resolveBeside(ctx, secrets)
+	}
 	req, err := d.sumsRequest(secrets)
 	if err != nil {
 		return err
 	}
+	sum, safe, err := d.awaitSum(ctx, req, true)
+	if err != nil {
+		return err
+	}
+	return d.noteDigest(ctx, sum, safe)
+}
+
+// awaitSum reads a checksum file, again and again while that may help. bare is as in [source.SumFor].
+func (d *download) awaitSum(ctx context.Context, req source.Request, bare bool) (sum string, safe bool, err error) {
 	for round := 1; ; round++ {
-		sum, safe, err := d.readSum(ctx, req)
+		sum, safe, err := d.readSum(ctx, req, bare)
 		if err == nil {
-			return d.noteDigest(ctx, sum, safe)
+			return sum, safe, nil
 		}
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return "", false, context.Cause(ctx)
 		}
 		why, ok := sumsError(err)
 		if !ok {
-			return err
+			return "", false, err
 		}
 		d.log.Warn("cannot read the checksum file", "url", source.Redact(req.URL), "code", why.Code, "class", why.Class.String(), "err", why)
 		if why.Class != source.Temporary || round >= d.m.cfg.Retry.Rounds {
-			return why
+			return "", false, why
 		}
 		if err := d.wait(ctx, d.m.cfg.Retry.delay(round, why.RetryAfter), why); err != nil {
-			return err
+			return "", false, err
 		}
 	}
 }
@@ -76,7 +88,7 @@ func (d *download) sumsRequest(secrets Secrets) (source.Request, error) {
 }
 
 // readSum reads the file and finds the image in it. safe tells that nobody on the way could change it.
-func (d *download) readSum(ctx context.Context, req source.Request) (sum string, safe bool, err error) {
+func (d *download) readSum(ctx context.Context, req source.Request, bare bool) (sum string, safe bool, err error) {
 	image, err := url.Parse(d.f.URL)
 	if err != nil {
 		return "", false, err
@@ -98,7 +110,7 @@ func (d *download) readSum(ctx context.Context, req source.Request) (sum string,
 		if len(text) > source.MaxSidecar {
 			return source.NewError("checksum_file", fmt.Sprintf("It is longer than %d bytes.", source.MaxSidecar), nil)
 		}
-		if sum = source.SumFor(string(text), name, true); sum == "" {
+		if sum = source.SumFor(string(text), name, bare); sum == "" {
 			return noSum(name)
 		}
 		return nil

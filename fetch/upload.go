@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -27,10 +28,10 @@ const (
 	uploadPath = "/api/upload/firmware"
 	// maxUploads is how many go on at a time; each has a pipeline of its own.
 	maxUploads = 2
-	// uploadIdle is how long nothing may come, uploadWait how long the answer may take after the last byte: the clients of
+	// UploadIdle is how long nothing may come, UploadWait how long the answer may take after the last byte: the clients of
 	// the vendor wait 100 s (contract section 9, rule 19).
-	uploadIdle = time.Minute
-	uploadWait = 100 * time.Second
+	UploadIdle = time.Minute
+	UploadWait = 100 * time.Second
 )
 
 var (
@@ -49,7 +50,17 @@ type Upload struct {
 	SHA256, SHA512 string
 	// Slot is where it goes, which must be empty; nil for the lowest that is.
 	Slot *int
+	// Form is the field of a multipart body that has the image; empty for the one of SPS.
+	Form string
+	// Reuse gives up the upload for a slot that has the image already.
+	Reuse bool
 }
+
+// ErrManyImages means that the body of an upload has more than one image.
+var ErrManyImages = errors.New("more than one image in the body")
+
+// ErrLongName means that the name of the file is longer than 255 bytes, which only those hear of who set Form.
+var ErrLongName = errors.New("the name of the file is too long")
 
 // Upload brings u into a slot. Nothing is read before a slot is reserved and the announced length is known to fit. After an
 // error nothing is left of it.
@@ -69,6 +80,10 @@ func (m *Manager) Upload(u Upload, by store.Actor) (slots.Slot, error) {
 	defer r.abort() // also after a panic
 	r.log.Info("upload started", "by", by.Name)
 	manifest, err := r.run()
+	if there := new(alreadyThere); errors.As(err, &there) {
+		r.log.Info("upload not needed: a slot has the image", "has", there.slot.ID)
+		return there.slot, nil
+	}
 	if err != nil {
 		r.failed(err)
 		return slots.Slot{}, err
@@ -136,7 +151,7 @@ func (r *upload) run() (slots.Manifest, error) {
 		return m, err
 	}
 	defer pipe.close() //nolint:errcheck // unmapping at the end has no consequence
-	body, err := openUpload(r.u.Body, r.u.Header)
+	body, err := openUpload(r.u.Body, r.u.Header, cmp.Or(r.u.Form, uploadField))
 	if err != nil {
 		return m, errBody{err}
 	}
@@ -160,6 +175,11 @@ func (r *upload) run() (slots.Manifest, error) {
 	if err := errors.Join(unlike("sha256", "SHA-256", r.u.SHA256, m.SHA256), unlike("sha512", "SHA-512", r.u.SHA512, sum512)); err != nil {
 		return m, errBody{err}
 	}
+	if r.u.Reuse {
+		if s := r.m.holder(store.Fetch{SHA256: m.SHA256}); s != nil {
+			return m, &alreadyThere{*s}
+		}
+	}
 	if err := r.w.Inspect(&m); err != nil {
 		return m, errWrite{err}
 	}
@@ -168,6 +188,11 @@ func (r *upload) run() (slots.Manifest, error) {
 	}
 	return m, nil
 }
+
+// alreadyThere ends an upload that a slot makes needless.
+type alreadyThere struct{ slot slots.Slot }
+
+func (a *alreadyThere) Error() string { return "a slot has the image" }
 
 // receive counts n bytes of the image.
 func (r *upload) receive(n int) {
@@ -226,7 +251,7 @@ func (r *upload) abort() {
 
 // uploadRoute is POST /api/upload/firmware (contract section 8).
 func (m *Manager) uploadRoute(p Policy) api.Route {
-	return api.Route{Method: http.MethodPost, Path: uploadPath, Access: api.Operator, Idle: uploadIdle, Wait: api.Always(uploadWait),
+	return api.Route{Method: http.MethodPost, Path: uploadPath, Access: api.Operator, Idle: UploadIdle, Wait: api.Always(UploadWait),
 		Handler: func(r *http.Request) (api.Reply, error) {
 			u, err := parseUpload(r, p)
 			if err != nil {
@@ -310,6 +335,15 @@ func noSpace(message string, needed, free int64) *api.Error {
 		Message: message + " Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again.", Details: map[string]any{"needed": needed, "free": free}}
 }
 
+// UploadError is what Upload returned, as an *api.Error where a caller is to know. Then it may be ErrManyImages or ErrLongName
+// too.
+func (m *Manager) UploadError(err error, u Upload) error {
+	if errors.Is(err, ErrManyImages) || errors.Is(err, ErrLongName) {
+		return err
+	}
+	return m.uploadError(err, u)
+}
+
 // uploadError is err for the caller.
 func (m *Manager) uploadError(err error, u Upload) error {
 	slot := func() string { return fmt.Sprintf("Slot %d", *u.Slot) }
@@ -326,7 +360,7 @@ func (m *Manager) uploadError(err error, u Upload) error {
 	case errors.Is(err, errUploads):
 		return api.Unavailable(fmt.Sprintf("%d uploads are under way, which is all at a time. Try again when they are through.", maxUploads))
 	case errors.Is(err, api.ErrSilent):
-		return noImage(fmt.Sprintf("Nothing more of the body came for %d s: the upload was given up.", int(uploadIdle.Seconds())))
+		return noImage(fmt.Sprintf("Nothing more of the body came for %d s: the upload was given up.", int(UploadIdle.Seconds())))
 	case errors.As(err, new(errBody)):
 		return noImage("The body ended early, or could not be read: the upload was not complete.")
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -21,14 +22,13 @@ import (
 // that only looks like it, and its file names for whole.
 
 const (
-	uploadField  = "firmware"
-	bodyBuffer   = 64 << 10
-	maxHead      = 16 << 10 // bytes of the header of a part
-	maxBoundary  = 200      // characters; RFC 2046, section 5.1.1, has 70
-	maxPadding   = 64       // blanks behind a boundary
-	maxOther     = 1 << 20  // bytes beside the image
-	maxFileName  = 255      // characters
-	errManyParts = "There is more than one part \"firmware\" in the body."
+	uploadField = "firmware"
+	bodyBuffer  = 64 << 10
+	maxHead     = 16 << 10 // bytes of the header of a part
+	maxBoundary = 200      // characters; RFC 2046, section 5.1.1, has 70
+	maxPadding  = 64       // blanks behind a boundary
+	maxOther    = 1 << 20  // bytes beside the image
+	maxFileName = 255      // characters
 )
 
 // noImage says why a body holds no image that could be taken.
@@ -50,7 +50,7 @@ type uploadBody struct {
 }
 
 // openUpload reads as far as the image. Its errors are *api.Error, or those of body.
-func openUpload(body io.Reader, h http.Header) (*uploadBody, error) {
+func openUpload(body io.Reader, h http.Header, field string) (*uploadBody, error) {
 	u := &uploadBody{r: bufio.NewReaderSize(body, bodyBuffer)}
 	kind, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	boundary := ""
@@ -63,16 +63,17 @@ func openUpload(body io.Reader, h http.Header) (*uploadBody, error) {
 		}
 	}
 	if boundary == "" {
-		_, u.name = disposition(h.Get("Content-Disposition"))
+		_, name := disposition(h.Get("Content-Disposition"))
+		u.name = fileName(name)
 		return u, u.notNothing()
 	}
-	u.parts = &parts{r: u.r}
+	u.parts = &parts{r: u.r, field: field}
 	if err := u.parts.begin(boundary); err != nil {
 		return nil, err
 	}
 	found, err := u.parts.find()
 	if err == nil && !found {
-		err = noImage("The body has no part \"" + uploadField + "\".")
+		err = noImage("The body has no part \"" + field + "\".")
 	}
 	u.name = u.parts.name
 	return u, err
@@ -134,6 +135,7 @@ func findBoundary(r *bufio.Reader) (string, error) {
 // parts reads the parts of a multipart body, of which one is the image.
 type parts struct {
 	r         *bufio.Reader
+	field     string // of the part that is the image
 	lineEnd   []byte // CRLF, or what the first boundary has instead
 	delimiter []byte // line end, --, boundary
 	name      string // of the file of the part
@@ -219,10 +221,13 @@ func (p *parts) header() (bool, error) {
 		return false, noImage("The header of a part of the body is malformed.")
 	}
 	field, name := disposition(h.Get("Content-Disposition"))
-	if field != uploadField {
+	if field != p.field {
 		return false, nil
 	}
-	p.name = name
+	if p.field != uploadField && len(name) > maxFileName {
+		return false, errors.Join(ErrLongName, noImage(fmt.Sprintf("The name of the file is longer than %d bytes.", maxFileName)))
+	}
+	p.name = fileName(name)
 	switch strings.ToLower(h.Get("Content-Transfer-Encoding")) {
 	case "", "7bit", "8bit", "binary":
 		return true, nil
@@ -276,7 +281,7 @@ func (p *parts) finish() error {
 	if again, err := p.find(); err != nil {
 		return err
 	} else if again {
-		return noImage(errManyParts)
+		return errors.Join(ErrManyImages, noImage("There is more than one part \""+p.field+"\" in the body."))
 	}
 	rest, err := io.ReadAll(io.LimitReader(p.r, maxPadding+1))
 	if err == nil && (len(rest) > maxPadding || len(bytes.TrimSpace(rest)) > 0) {
@@ -286,7 +291,7 @@ func (p *parts) finish() error {
 	return err
 }
 
-// disposition reads a Content-Disposition: which field of a form it is, and the name of the file.
+// disposition reads a Content-Disposition: which field of a form it is, and the name of the file as it came.
 func disposition(header string) (field, name string) {
 	if header == "" {
 		return "", ""
@@ -297,7 +302,7 @@ func disposition(header string) (field, name string) {
 		before, _, _ := strings.Cut(header, "filename")
 		_, params, _ = mime.ParseMediaType(strings.TrimRight(before, "; "))
 	}
-	return params["name"], fileName(params["filename"])
+	return params["name"], params["filename"]
 }
 
 // fileName is the last segment of a path of any system, or of a URL, without what a terminal or a log might trip over.

@@ -108,6 +108,9 @@ var faults = []Fault{
 	{"metalink", Permanent, "The Metalink could not be read, or lists nothing of use.", "Check the URL and checksum.sha256, or give the URL of the image itself."},
 	{"checksum_file", Permanent, "The file that was to have the SHA-256 has none for the image, or several.", "Check checksum.url, or give checksum.sha256."},
 
+	{"no_checksum", Human, "Nobody said what the SHA-256 of the image is, and no file beside it does.",
+		"Give checksum.sha256, publish one of these files, or set ontap.require_checksum=false."},
+
 	// The signed manifest.
 	{"signature_missing", Permanent, "This box takes images with a signed manifest only, and there is none.", "Put IMAGE.manifest.json and IMAGE.manifest.json.minisig beside the image, or send them in signature of the request."},
 	{"signature_key", Human, "The manifest is signed with a key that this box does not trust.", "Add the public key to trust.keys in the agent's configuration if it should be trusted, and restart the agent."},
@@ -124,6 +127,7 @@ var faults = []Fault{
 	{"digest", Permanent, "The file is not the one that was asked for; it was not kept.",
 		"Compare checksum.sha256 with what the publisher says; if it is right, the file on the server is another or damaged."},
 	{"too_large", Human, "The image is larger than fetch.max_size.", "Raise fetch.max_size in the agent's configuration if it should be allowed."},
+	{"version_exists", Human, "Another slot has an image of the same version with other content.", "Delete that package first."},
 	{"not_iso", Permanent, "The image is no ISO 9660 file system, and slots.require_iso asks for one.", "Check that the URL is that of a firmware image."},
 
 	// The box.

@@ -14,7 +14,7 @@ type loader func(*cobra.Command) (config, error)
 
 // configCommand looks at the configuration.
 func configCommand(load func(*cobra.Command) (settings, error)) *cobra.Command {
-	root := &cobra.Command{Use: "config", Short: "Look at the configuration"}
+	root := group("config", "Look at the configuration")
 	check := &cobra.Command{
 		Use: "check", Short: "Tell whether the configuration is sound", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,7 +55,7 @@ func configCommand(load func(*cobra.Command) (settings, error)) *cobra.Command {
 
 // dbCommand cares for the database, also while the agent runs.
 func dbCommand(load loader) *cobra.Command {
-	root := &cobra.Command{Use: "db", Short: "Care for the database"}
+	root := group("db", "Care for the database")
 	with := func(f func(cmd *cobra.Command, s *store.Store, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
 			s, err := openDatabase(cmd, load)

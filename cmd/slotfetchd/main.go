@@ -129,3 +129,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	group.Wait()
 	return errors.Join(err, d.close())
 }
+
+// group is a command that only holds others. Without RunE cobra would help, and succeed, where one is misspelt.
+func group(name, short string) *cobra.Command {
+	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+}

@@ -21,7 +21,7 @@ func TestManualOfProgram(t *testing.T) {
 		c.InitDefaultHelpFlag()
 		c.InitDefaultVersionFlag()
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
-		if c.Runnable() && c.Name() != "help" && c.Name() != "completion" && !strings.HasPrefix(c.Name(), "__") {
+		if c.Runnable() && (!c.HasSubCommands() || c == c.Root()) && c.Name() != "help" && c.Name() != "completion" && !strings.HasPrefix(c.Name(), "__") {
 			commands = append(commands, strings.TrimPrefix(c.CommandPath(), "slotfetchd "))
 		}
 		for _, sub := range c.Commands() {

@@ -21,7 +21,7 @@ const minPassword = 8
 
 // userCommand manages users in the database, also while the agent runs.
 func userCommand(load loader) *cobra.Command {
-	user := &cobra.Command{Use: "user", Short: "Manage who may log in"}
+	user := group("user", "Manage who may log in")
 	with := func(f func(cmd *cobra.Command, s *store.Store, by store.Actor, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
 			s, err := openDatabase(cmd, load)
@@ -78,9 +78,10 @@ func userCommand(load loader) *cobra.Command {
 				return err
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tROLE\tSINCE")
+			fmt.Fprintln(w, "NAME\tROLE\tSINCE\tSTATE")
 			for _, u := range users {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", u.Name, u.Role, u.CreatedAt.UTC().Format("2006-01-02"))
+				state := map[bool]string{true: "disabled", false: "enabled"}[u.Disabled]
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", u.Name, u.Role, u.CreatedAt.UTC().Format("2006-01-02"), state)
 			}
 			return w.Flush()
 		})}
@@ -88,7 +89,15 @@ func userCommand(load loader) *cobra.Command {
 		RunE: with(func(_ *cobra.Command, s *store.Store, by store.Actor, args []string) error {
 			return s.RemoveUser(args[0], by)
 		})}
-	user.AddCommand(add, passwd, roleCmd, list, rm)
+	disable := &cobra.Command{Use: "disable NAME", Short: "Shut a user out, which ends the user's sessions", Args: cobra.ExactArgs(1),
+		RunE: with(func(_ *cobra.Command, s *store.Store, by store.Actor, args []string) error {
+			return s.SetDisabled(args[0], true, by)
+		})}
+	enable := &cobra.Command{Use: "enable NAME", Short: "Let a user in again", Args: cobra.ExactArgs(1),
+		RunE: with(func(_ *cobra.Command, s *store.Store, by store.Actor, args []string) error {
+			return s.SetDisabled(args[0], false, by)
+		})}
+	user.AddCommand(add, passwd, roleCmd, disable, enable, list, rm)
 	return user
 }
 

@@ -473,7 +473,7 @@ func (fakeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestLimit(t *testing.T) {
 	f := fakeListener{make(chan net.Conn, 1)}
-	l := api.Limit(f)
+	l := api.Limit(f, api.MaxConns, api.MaxConnsAddress)
 	// accept tells whether a connection from addr is let in.
 	accept := func(addr net.Addr) (net.Conn, bool) {
 		t.Helper()
@@ -522,7 +522,7 @@ func TestLimit(t *testing.T) {
 // Who has one IPv6 address has all of its /64.
 func TestLimitIPv6(t *testing.T) {
 	f := fakeListener{make(chan net.Conn, 1)}
-	l := api.Limit(f)
+	l := api.Limit(f, api.MaxConns, api.MaxConnsAddress)
 	accept := func(address string, zone string) error {
 		f.conns <- &fakeConn{addr: &net.TCPAddr{IP: net.ParseIP(address), Port: 1, Zone: zone}, closed: make(chan struct{})}
 		_, err := l.Accept()

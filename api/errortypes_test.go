@@ -67,7 +67,7 @@ func TestErrorTypesAreUsed(t *testing.T) {
 		}
 	}
 	var described []string
-	for _, v := range description(t, "dev").Components.Schemas["ErrorBody"].Value.Properties["type"].Value.Enum {
+	for _, v := range descriptions["SPS"].load(t, "dev").Components.Schemas["ErrorBody"].Value.Properties["type"].Value.Enum {
 		described = append(described, v.(string))
 	}
 	slices.Sort(types)

@@ -9,8 +9,15 @@ import (
 // IndexRoutes adds to a table the routes that describe it: /api, /api/firmware and /api/user_info in its three
 // spellings.
 func IndexRoutes(table []Route) []Route {
+	top := []string{"authentication", "firmware", "info", "metrics", "setup", "user_info"}
+	for _, r := range table { // descriptions, one for each dialect
+		if name, ok := strings.CutPrefix(r.Path, "/api/"); ok && strings.HasSuffix(name, ".yaml") {
+			top = append(top, name)
+		}
+	}
+	slices.Sort(top)
 	routes := []Route{
-		{Method: http.MethodGet, Path: "/api", Access: Viewer, Handler: index("/api", "", "authentication", "firmware", "info", "metrics", "openapi.yaml", "setup", "user_info")},
+		{Method: http.MethodGet, Path: "/api", Access: Viewer, Handler: index("/api", "", top...)},
 		{Method: http.MethodGet, Path: "/api/firmware", Access: Viewer, Handler: index("/api/firmware", "/api", "fetch", "slots", "test", "upgrade")},
 	}
 	for _, path := range []string{"/api/user_info", "/api/user/info", "/api/userinfo"} {

@@ -6,20 +6,21 @@ import (
 	"sync"
 )
 
-// Connection limits: timeouts alone do not bound what half-open requests cost.
+// Connection limits, unless somebody knows better: timeouts alone do not bound what half-open requests cost.
 const (
 	MaxConns        = 256
 	MaxConnsAddress = 32
 )
 
-// Limit wraps l so that at most [MaxConns] connections are open, and at most [MaxConnsAddress] from one address,
-// or IPv6 /64; one more is closed at once. Connections on a unix socket count only in the sum.
-func Limit(l net.Listener) net.Listener {
-	return &limited{Listener: l, from: map[netip.Addr]int{}}
+// Limit wraps l so that at most most connections are open, and at most each from one address, or IPv6 /64; one more is
+// closed at once. Connections on a unix socket count only in the sum.
+func Limit(l net.Listener, most, each int) net.Listener {
+	return &limited{Listener: l, most: most, each: each, from: map[netip.Addr]int{}}
 }
 
 type limited struct {
 	net.Listener
+	most, each int
 
 	mu   sync.Mutex
 	all  int
@@ -56,7 +57,7 @@ func host(a netip.Addr) netip.Addr {
 func (l *limited) take(from netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= MaxConns || from.IsValid() && l.from[from] >= MaxConnsAddress {
+	if l.all >= l.most || from.IsValid() && l.from[from] >= l.each {
 		return false
 	}
 	l.all++

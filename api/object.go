@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -106,6 +107,9 @@ func (o Object) Has(name string) bool {
 	raw, ok := o.fields[name]
 	return ok && string(raw) != "null"
 }
+
+// Keys are the names of all fields, sorted.
+func (o Object) Keys() []string { return slices.Sorted(maps.Keys(o.fields)) }
 
 // Required returns the error for a field that is missing, null or empty; nil if it is there.
 func (o Object) Required(name string) error {

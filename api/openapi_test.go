@@ -15,12 +15,42 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 
 	"slotfetch/api"
+	"slotfetch/ontap"
 )
 
-// description loads what the agent serves.
-func description(t *testing.T, version string) *openapi3.T {
+// description is a document that the agent serves, and what it is held against.
+type description struct {
+	route func(version string) api.Route
+	// files have the shapes in Go.
+	files []string
+	// shapes says by which schemas a shape is described. A struct of which some keys depend on the place has one for each.
+	shapes map[reflect.Type][]string
+	// requests are the schemas of what clients send in which unknown keys are ignored.
+	requests []string
+	// errors is the extension that lists what an error may be; logins are the ways to show who calls.
+	errors string
+	logins []string
+}
+
+// descriptions are here together, with that of a package which imports this one, because the checks are the same.
+var descriptions = map[string]description{
+	"SPS": {route: api.OpenAPIRoute, files: []string{"message.go", "attempt.go", "probe.go", "upgrade.go", "upload.go", "care.go"},
+		shapes: shapes, requests: requests, errors: "x-error-types", logins: []string{"session"}},
+	"ONTAP": {route: ontap.OpenAPIRoute, files: []string{"../ontap/message.go"}, shapes: ontapShapes, errors: "x-error-codes", logins: []string{"basic", "session"}},
+}
+
+// each runs a test for each document.
+func each(t *testing.T, test func(t *testing.T, d description)) {
 	t.Helper()
-	reply, err := api.OpenAPIRoute(version).Handler(nil)
+	for name, d := range descriptions {
+		t.Run(name, func(t *testing.T) { test(t, d) })
+	}
+}
+
+// load reads what the agent serves.
+func (d description) load(t *testing.T, version string) *openapi3.T {
+	t.Helper()
+	reply, err := d.route(version).Handler(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,20 +62,24 @@ func description(t *testing.T, version string) *openapi3.T {
 }
 
 func TestDescriptionIsValid(t *testing.T) {
-	for _, version := range []string{"dev", "1.10", `1.2~rc1+"x"`} {
-		doc := description(t, version)
-		if err := doc.Validate(context.Background()); err != nil { // examples too
-			t.Error(err)
+	each(t, func(t *testing.T, d description) {
+		for _, version := range []string{"dev", "1.10", `1.2~rc1+"x"`} {
+			doc := d.load(t, version)
+			if err := doc.Validate(context.Background()); err != nil { // examples too
+				t.Error(err)
+			}
+			if doc.Info.Version != version {
+				t.Errorf("version %q, want %q", doc.Info.Version, version)
+			}
 		}
-		if doc.Info.Version != version {
-			t.Errorf("version %q, want %q", doc.Info.Version, version)
-		}
-	}
+	})
 }
 
 // TestDescriptionIsComplete is about what validators leave to taste: texts, roles, closed objects.
-func TestDescriptionIsComplete(t *testing.T) {
-	doc := description(t, "dev")
+func TestDescriptionIsComplete(t *testing.T) { each(t, isComplete) }
+
+func isComplete(t *testing.T, d description) {
+	doc := d.load(t, "dev")
 	responses := maps.Clone(doc.Components.Responses)
 	ids := map[string]bool{}
 	for path, item := range doc.Paths.Map() {
@@ -57,8 +91,8 @@ func TestDescriptionIsComplete(t *testing.T) {
 			ids[op.OperationID] = true
 			for status, r := range op.Responses.Map() {
 				responses[what+" "+status] = r
-				if _, ok := r.Value.Extensions["x-error-types"]; ok != (status >= "400") {
-					t.Errorf("%s %s: x-error-types: %v", what, status, ok)
+				if _, ok := r.Value.Extensions[d.errors]; ok != (status >= "400") {
+					t.Errorf("%s %s: %s: %v", what, status, d.errors, ok)
 				}
 			}
 			for _, status := range []string{"500", "503"} { // these any route may give
@@ -66,9 +100,14 @@ func TestDescriptionIsComplete(t *testing.T) {
 					t.Errorf("%s: no %s", what, status)
 				}
 			}
-			session := op.Security != nil && len(*op.Security) == 1 && len((*op.Security)[0]) == 1 && (*op.Security)[0]["session"] != nil
-			if public := op.Extensions["x-role"] == "public"; !public && (!session || op.Responses.Value("401") == nil) {
-				t.Errorf("%s needs a session, so security and a 401", what)
+			var logins []string
+			if op.Security != nil {
+				for _, one := range *op.Security {
+					logins = slices.AppendSeq(logins, maps.Keys(one))
+				}
+			}
+			if public := op.Extensions["x-role"] == "public"; !public && (!slices.Equal(logins, d.logins) || op.Responses.Value("401") == nil) {
+				t.Errorf("%s needs a login, so security and a 401", what)
 			}
 		}
 	}
@@ -92,8 +131,8 @@ func TestDescriptionIsComplete(t *testing.T) {
 			t.Errorf("the schema %s has the name of a response", name)
 		}
 		closed := s.Value.AdditionalProperties.Has != nil && !*s.Value.AdditionalProperties.Has
-		if s.Value.Type.Is("object") && closed == slices.Contains(requests, name) {
-			t.Errorf("%s: additionalProperties false is %v; it has to be in replies, and only there", name, closed)
+		if s.Value.Type.Is("object") && closed == slices.Contains(d.requests, name) {
+			t.Errorf("%s: additionalProperties false is %v", name, closed)
 		}
 		if s.Value.Description == "" {
 			t.Errorf("%s: no description", name)
@@ -101,11 +140,10 @@ func TestDescriptionIsComplete(t *testing.T) {
 	}
 }
 
-// requests are the schemas of what clients send. Unknown keys are ignored there.
+// requests are those of SPS.
 var requests = []string{"FetchRequest", "Checksum", "Credentials", "TLS", "FetchChange", "SlotTestRequest", "UpgradeRequest", "RollbackRequest", "SlotChange", "Signature"}
 
-// shapes says by which schemas a shape of message.go or probe.go is described. A struct of which some keys depend on the place
-// has one for each.
+// shapes are those of SPS.
 var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.Meta]():          {"Meta", "HrefOnly", "FirmwareMeta", "FetchMeta", "FetchItemMeta", "SlotTestMeta"},
 	reflect.TypeFor[api.MetaOnly]():      {"MetaOnly"},
@@ -163,13 +201,39 @@ var shapes = map[reflect.Type][]string{
 	reflect.TypeFor[api.UpgradeList]():     {"UpgradeList"},
 }
 
-// TestShapesAreDescribed holds message.go, attempt.go, probe.go and the schemas against each other, key by key.
-func TestShapesAreDescribed(t *testing.T) {
+var ontapShapes = map[reflect.Type][]string{
+	reflect.TypeFor[ontap.Links]():        {"Links"},
+	reflect.TypeFor[ontap.Href]():         {"Href"},
+	reflect.TypeFor[ontap.ErrorReply]():   {"ErrorReply"},
+	reflect.TypeFor[ontap.Error]():        {"Error"},
+	reflect.TypeFor[ontap.JobReply]():     {"JobReply"},
+	reflect.TypeFor[ontap.JobLink]():      {"JobLink"},
+	reflect.TypeFor[ontap.Job]():          {"Job"},
+	reflect.TypeFor[ontap.Named]():        {"Named"},
+	reflect.TypeFor[ontap.Download]():     {"Download"},
+	reflect.TypeFor[ontap.Progress]():     {"Progress"},
+	reflect.TypeFor[ontap.Version]():      {"Version"},
+	reflect.TypeFor[ontap.Cluster]():      {"Cluster"},
+	reflect.TypeFor[ontap.Interface]():    {"Interface"},
+	reflect.TypeFor[ontap.IP]():           {"IP"},
+	reflect.TypeFor[ontap.Software]():     {"Software"},
+	reflect.TypeFor[ontap.SoftwareNode](): {"SoftwareNode"},
+	reflect.TypeFor[ontap.Validation]():   {"Validation"},
+	reflect.TypeFor[ontap.Text]():         {"Text"},
+	reflect.TypeFor[ontap.Package]():      {"Package"},
+	reflect.TypeFor[ontap.History]():      {"History"},
+	reflect.TypeFor[ontap.NodeRef]():      {"NodeRef"},
+}
+
+// TestShapesAreDescribed holds the shapes and the schemas against each other, key by key.
+func TestShapesAreDescribed(t *testing.T) { each(t, shapesAreDescribed) }
+
+func shapesAreDescribed(t *testing.T, d description) {
 	known := map[string]bool{}
-	for shape := range shapes {
+	for shape := range d.shapes {
 		known[shape.Name()] = true
 	}
-	for _, name := range []string{"message.go", "attempt.go", "probe.go", "upgrade.go", "upload.go", "care.go"} {
+	for _, name := range d.files {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)
@@ -182,8 +246,8 @@ func TestShapesAreDescribed(t *testing.T) {
 		})
 	}
 
-	schemas := description(t, "dev").Components.Schemas
-	for shape, names := range shapes {
+	schemas := d.load(t, "dev").Components.Schemas
+	for shape, names := range d.shapes {
 		described := map[string]bool{}
 		for _, name := range names {
 			s := schemas[name]
@@ -206,10 +270,10 @@ func TestShapesAreDescribed(t *testing.T) {
 				}
 				described[key] = true
 				// An optional pointer is absent rather than null.
-				if why := differs(f.Type, p, option == ""); why != "" {
+				if why := d.differs(f.Type, p, option == ""); why != "" {
 					t.Errorf("%s.%s: %s, but %v.%s is a %v", name, key, why, shape, f.Name, f.Type)
 				}
-				optional := len(f.Index) > 1 || slices.Contains(requests, name) || name == "SlotBody"
+				optional := len(f.Index) > 1 || slices.Contains(d.requests, name) || name == "SlotBody"
 				if option == "" && !optional && !slices.Contains(s.Value.Required, key) {
 					t.Errorf("%s.%s is always there, so required", name, key)
 				}
@@ -232,7 +296,7 @@ func TestShapesAreDescribed(t *testing.T) {
 }
 
 // differs says why a value of typ is not what s describes; empty if it is.
-func differs(typ reflect.Type, s *openapi3.SchemaRef, nullable bool) string {
+func (d description) differs(typ reflect.Type, s *openapi3.SchemaRef, nullable bool) string {
 	null := false
 	if typ.Kind() == reflect.Pointer {
 		typ, null = typ.Elem(), nullable
@@ -248,7 +312,7 @@ func differs(typ reflect.Type, s *openapi3.SchemaRef, nullable bool) string {
 	case reflect.Slice:
 		want = "array"
 		if s.Value.Items != nil {
-			if why := differs(typ.Elem(), s.Value.Items, false); why != "" {
+			if why := d.differs(typ.Elem(), s.Value.Items, false); why != "" {
 				return "items: " + why
 			}
 		}
@@ -257,7 +321,7 @@ func differs(typ reflect.Type, s *openapi3.SchemaRef, nullable bool) string {
 	case reflect.Struct:
 		want = "object"
 		name := s.Ref[strings.LastIndex(s.Ref, "/")+1:]
-		if !slices.Contains(shapes[typ], name) {
+		if typ.NumField() > 0 && !slices.Contains(d.shapes[typ], name) {
 			return fmt.Sprintf("refers to %q", s.Ref)
 		}
 	}

@@ -27,6 +27,8 @@ const writeLimit = 60 * time.Second
 type Config struct {
 	Routes        []Route
 	Authenticator Authenticator
+	// Dialects are spoken below their prefixes; everywhere else it is that of SPS.
+	Dialects []Dialect
 	// Explain gives an error that is no *[Error] its public form; nil from it, or no Explain, makes it an internal one.
 	Explain func(error) *Error
 	Log     *slog.Logger
@@ -37,6 +39,7 @@ type Server struct {
 	cfg    Config
 	router *mux.Router
 	origin *http.CrossOriginProtection
+	sps    Dialect
 	stop   context.Context // ends when the agent stops
 	ending context.CancelFunc
 }
@@ -53,6 +56,7 @@ type resource struct {
 func NewServer(cfg Config) *Server {
 	s := &Server{cfg: cfg, router: mux.NewRouter().SkipClean(true).StrictSlash(false), origin: http.NewCrossOriginProtection()}
 	s.stop, s.ending = context.WithCancel(context.Background())
+	s.sps = Dialect{ContentType: "application/json", Authenticator: cfg.Authenticator, Error: spsError}
 	paths := map[string]*resource{}
 	for _, r := range cfg.Routes {
 		p := paths[r.Path]
@@ -154,7 +158,7 @@ func (s *Server) serve(p *resource) http.Handler {
 				Details: map[string]any{"reason": "cross-origin"}})
 			return
 		}
-		r, err := s.admit(r, route.Access)
+		r, err := s.admit(r, route.Access, s.dialect(r).Authenticator)
 		if err != nil {
 			s.fail(w, r, err)
 			return
@@ -184,8 +188,8 @@ func (s *Server) serve(p *resource) http.Handler {
 }
 
 // admit puts the caller into the context, or says why the caller may not pass.
-func (s *Server) admit(r *http.Request, need Access) (*http.Request, error) {
-	p, ok, err := s.cfg.Authenticator.Authenticate(r)
+func (s *Server) admit(r *http.Request, need Access, a Authenticator) (*http.Request, error) {
+	p, ok, err := a.Authenticate(r)
 	if err != nil {
 		if need == Public {
 			return r, nil
@@ -210,6 +214,9 @@ func (s *Server) write(w http.ResponseWriter, r *http.Request, reply Reply) {
 	for k, v := range reply.Header {
 		h[k] = v
 	}
+	if r.ProtoMajor > 1 { // there it is the stream that ends; "close" would cut off all of them, and perhaps this answer
+		h.Del("Connection")
+	}
 	status := reply.Status
 	if status == 0 {
 		status = http.StatusOK
@@ -218,7 +225,7 @@ func (s *Server) write(w http.ResponseWriter, r *http.Request, reply Reply) {
 		w.WriteHeader(status)
 		return
 	}
-	h.Set("Content-Type", "application/json")
+	h.Set("Content-Type", s.dialect(r).ContentType)
 	if reply.Stream != nil {
 		w.WriteHeader(status)
 		if err := reply.Stream(w); err != nil {
@@ -252,11 +259,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.Err != nil {
 		s.cfg.Log.Error("request failed", "path", r.URL.Path, "type", e.Type, "err", e.Err, "request_id", w.Header().Get("X-Request-ID"))
 	}
-	body := ErrorReply{ErrorBody{Type: e.Type, Message: e.Message, Code: e.Code, Details: e.Details}}
-	if body.Error.Details == nil {
-		body.Error.Details = map[string]any{}
-	}
-	s.write(w, r, Reply{Status: e.Status, Header: e.Header, Body: body})
+	s.write(w, r, s.dialect(r).Error(e))
 }
 
 // encode writes JSON without escaping & < >, which URLs are full of.

@@ -351,7 +351,7 @@ func (c *client) do(t *testing.T, method, path, body string, header ...string) r
 	if err := conforms(r, body, a.code, a.header, a.raw); err != nil {
 		t.Errorf("%s: not as described: %v: %d %s", a.what, err, a.code, a.raw)
 	}
-	if len(raw) > 0 && a.header.Get("Content-Type") == "application/json" {
+	if kind := a.header.Get("Content-Type"); len(raw) > 0 && (kind == "application/json" || kind == "application/hal+json") {
 		if err := json.Unmarshal(raw, &a.json); err != nil {
 			t.Fatalf("%s: %v in %q", a.what, err, raw)
 		}

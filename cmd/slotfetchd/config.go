@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"slotfetch/api"
 	"slotfetch/fetch"
 	"slotfetch/fetch/source"
 )
@@ -28,12 +29,16 @@ type config struct {
 
 	Upgrade  upgradeConfig  `toml:"upgrade"`
 	Activate activateConfig `toml:"activate"`
+	Ontap    ontapConfig    `toml:"ontap"`
 }
 
 type apiConfig struct {
 	Listen  string `toml:"listen"`
 	TLSCert string `toml:"tls_cert"`
 	TLSKey  string `toml:"tls_key"`
+
+	Connections           int `toml:"connections"`
+	ConnectionsPerAddress int `toml:"connections_per_address"`
 }
 
 type localConfig struct {
@@ -190,7 +195,7 @@ func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func defaults() config {
 	return config{
 		StateDir: "/var/lib/slotfetch",
-		API:      apiConfig{Listen: ":8443"},
+		API:      apiConfig{Listen: ":8443", Connections: api.MaxConns, ConnectionsPerAddress: api.MaxConnsAddress},
 		Local:    localConfig{Socket: "/run/slotfetch/api.sock"},
 		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20, ScrubInterval: optional(168 * time.Hour), ScrubRate: 20 << 20, Evict: "never"},
 		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
@@ -199,6 +204,7 @@ func defaults() config {
 		Upgrade: upgradeConfig{TestHooks: "/usr/lib/slotfetch/test.d", TestHookTimeout: duration(time.Minute)},
 		Activate: activateConfig{Hooks: "/usr/lib/slotfetch/hooks/null", HookTimeout: duration(5 * time.Minute), HealthTimeout: duration(5 * time.Minute),
 			StateDir: "/var/lib/slotfetch-activate", BootIDFile: "/proc/sys/kernel/random/boot_id", CmdlineFile: "/proc/cmdline"},
+		Ontap: ontapConfig{Enabled: true, RequireChecksum: true, Version: "9.16.1"},
 	}
 }
 
@@ -218,6 +224,7 @@ func (c config) check() error {
 	want(c.Slots.First >= 0 && c.Slots.First <= 1000, "slots.first must be between 0 and 1000, not %d", c.Slots.First)
 	want(c.Slots.Reserve >= 0, "slots.reserve must not be negative")
 	c.checkCare(want)
+	c.Ontap.check(want)
 	_, kerr := c.Trust.policy(c.Upgrade)
 	want(kerr == nil, "%w", kerr)
 	want(c.Fetch.Workers >= 1 && c.Fetch.Workers <= 16, "fetch.workers must be between 1 and 16, not %d", c.Fetch.Workers)
@@ -234,6 +241,9 @@ func (c config) check() error {
 		_, err = net.LookupPort("tcp", port)
 	}
 	want(err == nil, "api.listen must be ADDRESS:PORT or :PORT, not %q", c.API.Listen)
+	want(c.API.Connections >= 8 && c.API.Connections <= 65536, "api.connections must be between 8 and 65536, not %d", c.API.Connections)
+	want(c.API.ConnectionsPerAddress >= 1 && c.API.ConnectionsPerAddress <= c.API.Connections,
+		"api.connections_per_address must be between 1 and api.connections, not %d", c.API.ConnectionsPerAddress)
 	want(c.Local.Socket == "" || filepath.IsAbs(c.Local.Socket), "local.socket must be an absolute path or empty, not %q", c.Local.Socket)
 	for name, raw := range map[string]string{"http": c.Proxy.HTTP, "https": c.Proxy.HTTPS} {
 		u, err := url.Parse(raw)

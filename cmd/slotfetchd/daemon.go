@@ -21,6 +21,7 @@ import (
 	"slotfetch/auth"
 	"slotfetch/fetch"
 	"slotfetch/fetch/source"
+	"slotfetch/ontap"
 	"slotfetch/slots"
 	"slotfetch/store"
 )
@@ -40,6 +41,7 @@ type daemon struct {
 	cert     *certificate
 
 	upgrades *upgrader
+	ontap    *ontap.Server // nil if it is switched off
 
 	metrics *prometheus.Registry
 
@@ -85,8 +87,13 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 	if d.cert, err = openCertificate(cfg); err != nil {
 		return d, err
 	}
+	if cfg.Ontap.Enabled {
+		if err := d.openOntap(); err != nil {
+			return d, err
+		}
+	}
 	d.metrics = d.newMetrics()
-	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Explain: explain, Log: log})
+	d.api = api.NewServer(api.Config{Routes: d.routes(), Authenticator: d.auth, Dialects: d.dialects(), Explain: explain, Log: log})
 	if err := d.listen(); err != nil {
 		return d, err
 	}
@@ -274,6 +281,9 @@ func (d *daemon) close() error {
 	}
 	if d.tester != nil {
 		d.tester.Close() // and this
+	}
+	if d.ontap != nil {
+		d.ontap.Close()
 	}
 	for i, s := range d.servers {
 		if err := s.Shutdown(ctx); err != nil {

@@ -129,7 +129,7 @@ func (d *daemon) add(l net.Listener) {
 	} else {
 		s.TLSConfig = d.cert.config()
 	}
-	d.listeners, d.servers = append(d.listeners, api.Limit(l)), append(d.servers, s)
+	d.listeners, d.servers = append(d.listeners, api.Limit(l, d.cfg.API.Connections, d.cfg.API.ConnectionsPerAddress)), append(d.servers, s)
 }
 
 // serverLog takes what net/http has to say of connections. Our own faults are news: a panic outside of the handlers, which

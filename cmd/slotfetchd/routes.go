@@ -8,6 +8,7 @@ import (
 
 	"slotfetch/api"
 	"slotfetch/fetch"
+	"slotfetch/ontap"
 	"slotfetch/store"
 )
 
@@ -35,7 +36,18 @@ func (d *daemon) routes() []api.Route {
 		api.Route{Method: http.MethodGet, Path: "/api/metrics", Access: api.Viewer, Handler: d.handleMetrics},
 		api.OpenAPIRoute(version),
 	)
+	if d.ontap != nil {
+		table = append(table, append(d.ontap.Routes(), ontap.OpenAPIRoute(version))...)
+	}
 	return api.IndexRoutes(table)
+}
+
+// dialects are those that are spoken beside that of SPS.
+func (d *daemon) dialects() []api.Dialect {
+	if d.ontap == nil {
+		return nil
+	}
+	return []api.Dialect{ontap.Dialect(d.auth.PerRequest())}
 }
 
 // explain tells callers of what the database could not do, whatever they wanted of it.

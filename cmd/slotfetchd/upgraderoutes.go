@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ func (d *daemon) upgradeRoutes() []api.Route {
 
 // order is what a caller may say of an upgrade or rollback.
 type order struct {
+	id              string // of the upgrade; empty for a new one
 	slot            int
 	message, reboot string
 	rollback        bool
@@ -192,7 +194,7 @@ func (u *upgrader) begin(ctx context.Context, o order) (up store.Upgrade, summar
 	if err != nil {
 		return up, "", bootUnknown(err)
 	}
-	up = store.Upgrade{ID: uuid.NewString(), Status: store.UpgradeRequested, Request: uuid.NewString(), BootID: u.bootID, From: current, To: o.slot,
+	up = store.Upgrade{ID: cmp.Or(o.id, uuid.NewString()), Status: store.UpgradeRequested, Request: uuid.NewString(), BootID: u.bootID, From: current, To: o.slot,
 		ToVersion: sl.Manifest.Version, SHA256: sl.Manifest.SHA256, Message: o.message, Reboot: o.reboot, Rollback: o.rollback, CreatedBy: o.by.Name}
 	if current != nil {
 		if from, err := u.slots.Get(*current); err == nil && from.Manifest != nil {

@@ -35,7 +35,7 @@ func startAgent(ctx context.Context, program, dir string, g *group, connections 
 		return nil, err
 	}
 	socket := filepath.Join(dir, "s")
-	config := fmt.Sprintf("state_dir = %q\n[api]\nlisten = \"127.0.0.1:0\"\n[local]\nsocket = %q\n[fetch]\nconnections = %d\n"+
+	config := fmt.Sprintf("state_dir = %q\n[api]\nlisten = \"127.0.0.1:0\"\nconnections = 1200\nconnections_per_address = 1200\n[local]\nsocket = %q\n[fetch]\nconnections = %d\n"+
 		"[egress]\nallow = [\"127.0.0.0/8\", \"%s/32\"]\n", filepath.Join(dir, "state"), socket, connections, beyond)
 	file := filepath.Join(dir, "config.toml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
@@ -138,6 +138,19 @@ func (a *agent) fetch(ctx context.Context, url, sha256, ca string) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// lastFetch is the key of the one that was asked for last.
+func (a *agent) lastFetch(ctx context.Context) (string, error) {
+	var list api.FetchList
+	err := a.call(ctx, "GET", "/fetch", "", http.StatusOK, &list)
+	if err == nil && len(list.Items) == 0 {
+		err = errors.New("there is no fetch")
+	}
+	if err != nil {
+		return "", err
+	}
+	return list.Items[len(list.Items)-1].Key, nil
 }
 
 func (a *agent) emptySlot(ctx context.Context) error {

@@ -55,6 +55,7 @@ var parts = []struct {
 	{"ranges", (*bench).ranges},
 	{"link", (*bench).gigabit},
 	{"rates", (*bench).rates},
+	{"pollers", (*bench).crowded},
 }
 
 // options are what was asked for.
@@ -75,7 +76,7 @@ func run(ctx context.Context) (err error) {
 	flag.Int64Var(&o.size, "size", 0, "size of the image in `MiB`")
 	flag.Int64Var(&o.memory, "memory", 1024, "memory in `MiB` for each contestant with its page cache; 0: no limit")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often everything is run")
-	flag.StringVar(&o.only, "only", "", "measure these `parts` only, by comma: compare, logins, warm, ranges, link, rates")
+	flag.StringVar(&o.only, "only", "", "measure these `parts` only, by comma: compare, logins, warm, ranges, link, rates, pollers")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "slots and files go below this `directory`")
 	flag.DurationVar(&o.patience, "patience", 0, "how long to wait for an idle processor before each run")
 	flag.BoolVar(&o.keep, "keep", false, "keep the slots and the agent's state")

@@ -177,7 +177,8 @@ type history struct {
 
 	mu      sync.Mutex
 	life    int
-	asked   int // POSTs
+	ends    []time.Time // when the lives before were ended; who has waited since then may see the fetches queued again
+	asked   int         // POSTs
 	fetches map[string]*told
 	keys    []string // in the order in which they became known
 	strays  []string
@@ -237,6 +238,7 @@ func (h *history) live(l life, last bool) {
 		return
 	}
 	time.Sleep(l.after) // the instant is the test
+	h.ends = append(h.ends, time.Now())
 	h.a.stop(h.t, l.end)
 	wg.Wait()
 	h.a.start(h.t)
@@ -493,7 +495,7 @@ func (h *history) judge() (bad []string) {
 		}
 		for _, a := range f.seen {
 			for _, b := range f.seen {
-				if later := a.life < b.life || a.life == b.life && a.end.Before(b.begin); later && !allowed(a, b, a.life != b.life, f.paused(a, b)) {
+				if later := a.life < b.life || a.life == b.life && a.end.Before(b.begin); later && !allowed(a, b, a.life != b.life || h.ended(b), f.paused(a, b)) {
 					wrongly("%v, later %v", a, b)
 				}
 			}
@@ -507,6 +509,9 @@ func (h *history) judge() (bad []string) {
 	}
 	return bad
 }
+
+// ended tells whether the agent was told to end before the answer to l came.
+func (h *history) ended(l look) bool { return l.life < len(h.ends) && h.ends[l.life].Before(l.end) }
 
 // paused tells whether a pause can have had its effect after a and before b.
 func (f *told) paused(a, b look) bool {

@@ -24,12 +24,15 @@ func TestMigrationPoints(t *testing.T) {
 	t.Logf("SLOTFETCH_SEED=%d", seed)
 	scripts := migrationScripts(t)
 	l := newPointLab(t, seed)
-	today := filepath.Join(t.TempDir(), "today")
-	copyTree(t, l.pristine, today)
+	l.today = filepath.Join(t.TempDir(), "today")
+	copyTree(t, l.pristine, l.today)
 	for version := 1; version < len(scripts); version++ {
 		t.Run(fmt.Sprintf("from_%d", version), func(t *testing.T) {
-			copyTree(t, today, l.pristine)
-			older(t, filepath.Join(today, "slotfetch.db"), filepath.Join(l.pristine, "slotfetch.db"), scripts[:version])
+			l.renewed = func(t *testing.T) {
+				copyTree(t, l.today, l.pristine)
+				older(t, filepath.Join(l.today, "slotfetch.db"), filepath.Join(l.pristine, "slotfetch.db"), scripts[:version])
+			}
+			l.renewed(t)
 			x := l.begin(t)
 			if v := x.a.schema(t); v != version {
 				t.Fatalf("the database has version %d, not %d", v, version)

@@ -249,6 +249,8 @@ type pointLab struct {
 	orders   map[string]accepted // at the beginning of a life
 	login    time.Time           // of the session in it, which does not live for ever
 	trace    string              // what strace writes
+	today    string              // where the session is renewed; empty: in pristine
+	renewed  func(t *testing.T)  // makes pristine of today
 
 	done, emptied, queued string // keys: finished, finished with a slot to be emptied, queued
 }
@@ -310,20 +312,31 @@ func copyTree(t *testing.T, from, to string) {
 func (l *pointLab) begin(t *testing.T) *torture {
 	t.Helper()
 	x := l.x
-	copyTree(t, l.pristine, x.a.state)
 	if time.Since(l.login) > 10*time.Minute {
-		x.closeGate()
-		x.a.start(t)
-		x.c = x.a.loginAdmin(t)
-		x.a.stop(t, syscall.SIGKILL) // what was interrupted is again
-		l.login = time.Now()
-		copyTree(t, x.a.state, l.pristine)
+		l.renew(t, cmp.Or(l.today, l.pristine))
+		if l.renewed != nil {
+			l.renewed(t)
+		}
 	}
+	copyTree(t, l.pristine, x.a.state)
 	x.t, x.orders, x.notes, x.asked, x.fault, x.dead, x.a.log = t, map[string]*accepted{}, map[string][]note{}, 0, false, false, &journal{}
 	for key, o := range l.orders {
 		x.orders[key] = &o
 	}
 	return x
+}
+
+// renew logs in again, for sessions end, and has that in a tree.
+func (l *pointLab) renew(t *testing.T, tree string) {
+	t.Helper()
+	x := l.x
+	copyTree(t, tree, x.a.state)
+	x.closeGate()
+	x.a.start(t)
+	x.c = x.a.loginAdmin(t)
+	x.a.stop(t, syscall.SIGKILL) // what was interrupted is again
+	l.login = time.Now()
+	copyTree(t, x.a.state, tree)
 }
 
 // count runs a life without harm and counts the calls of the busiest thread.
@@ -398,7 +411,7 @@ func (x *torture) verifyAfter() {
 
 // verifyFiles looks for files that nobody needs beside the slots.
 func (x *torture) verifyFiles() {
-	known := regexp.MustCompile(`^(agent\.lock|seal\.key|initial-admin-password|slotfetch\.db(-wal|-shm)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json|care\.json)))$`)
+	known := regexp.MustCompile(`^(agent\.lock|seal\.key|uuid|initial-admin-password|slotfetch\.db(-wal|-shm)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json|care\.json)))$`)
 	check(x.t, filepath.WalkDir(x.a.state, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the agent is at work

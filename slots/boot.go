@@ -27,14 +27,14 @@ func (b bootChoice) protects(id int) bool {
 func (s *Slots) boot() (bootChoice, error) {
 	var b bootChoice
 	data, err := readSmall(s.root, bootFile, bootMax)
-	if errors.Is(err, fs.ErrNotExist) {
-		return b, nil
-	}
 	if err == nil {
 		err = json.Unmarshal(data, &b)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return bootChoice{}, fmt.Errorf("%w: cannot read %s: %w", ErrBoot, bootFile, err)
+	}
+	if b.Current == nil {
+		b.Current = s.runs.Load() // somebody has removed the file, as our own messages advise
 	}
 	if b.AfterReboot == nil {
 		b.AfterReboot = b.Current
@@ -54,6 +54,9 @@ func (s *Slots) bootIfKnown() bootChoice {
 	}
 	return b
 }
+
+// Runs says which slot the box runs, as somebody knows who is not boot.json. It is protected even where that says nothing.
+func (s *Slots) Runs(id int) { s.runs.Store(&id) }
 
 // Boot returns the slot that runs now and the one that boots next, as boot.json has them; nil means unknown.
 func (s *Slots) Boot() (current, next *int, err error) {

@@ -78,6 +78,10 @@ type Result struct {
 	OK     bool   `json:"ok"`
 	// Message says in words why not.
 	Message string `json:"message"`
+	// Uncertain says that the boot loader may have been told half of it.
+	Uncertain bool `json:"uncertain,omitempty"`
+	// Running is the slot that was found to run; nil if nobody looked.
+	Running *int `json:"running,omitempty"`
 	// BootID is the boot in which it was done.
 	BootID string    `json:"boot_id"`
 	Time   time.Time `json:"time"`

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -77,11 +78,12 @@ type Slots struct {
 	swept bool
 
 	mu        sync.Mutex
-	held      map[int]string     // slot → key of its Writer, or "" while the slot is being deleted
-	freed     chan struct{}      // closed and replaced when a slot is no longer held
-	unwritten map[int]careOnDisk // what the disk did not take, by slot
-	busy      map[int]bool       // slots that Hold holds
-	bootless  bool               // boot.json could not be read the last time
+	held      map[int]string      // slot → key of its Writer, or "" while the slot is being deleted
+	freed     chan struct{}       // closed and replaced when a slot is no longer held
+	unwritten map[int]careOnDisk  // what the disk did not take, by slot
+	busy      map[int]bool        // slots that Hold holds
+	runs      atomic.Pointer[int] // the slot that runs, if somebody said so
+	bootless  bool                // boot.json could not be read the last time
 	closed    bool
 }
 

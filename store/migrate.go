@@ -9,6 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 )
 
 // migrations lead from one version of the schema to the next: the files in the order of their names, without a gap.
@@ -19,8 +23,8 @@ var migrations embed.FS
 // applicationID marks our files ("slot" in ASCII), so that another program's database is not taken for ours.
 const applicationID = 0x736c6f74
 
-// migrate applies the embedded migrations that the file has not seen.
-func (s *Store) migrate() error {
+// migrate applies the embedded migrations that the file has not seen. keep has it copied before the first one.
+func (s *Store) migrate(keep bool) error {
 	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil {
 		return err
@@ -40,6 +44,13 @@ func (s *Store) migrate() error {
 		text, err := migrations.ReadFile(names[version])
 		if err != nil {
 			return err
+		}
+		if version > 0 && keep {
+			// A disk that has no room for it should not keep the agent from starting, nor the image of which it is a part.
+			if err := s.keepCopy(version); err != nil && !Full(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+				return fmt.Errorf("cannot copy the database before migrating it: %w", err)
+			}
+			keep = false
 		}
 		if err := s.update(func(tx *sql.Tx) error { return step(tx, version, string(text)) }); err != nil {
 			return fmt.Errorf("cannot migrate to schema %d: %w", version+1, err)
@@ -96,4 +107,83 @@ func checkHeader(path string) error {
 		return foreign(app)
 	}
 	return nil
+}
+
+// copySuffix, and the version of its schema, is behind the name of a copy.
+const copySuffix = ".schema"
+
+// keepCopy copies the database as it is, for a program that knows no later version: a box may go back to the firmware before.
+// The copies before it are not needed any more.
+func (s *Store) keepCopy(version int) error {
+	name := s.path + copySuffix + strconv.Itoa(version)
+	draft := name + ".new"
+	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.Backup(draft); err != nil {
+		return err
+	}
+	old, err := copies(s.path)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(draft, name); err != nil {
+		return err
+	}
+	for _, c := range old {
+		if c.name != name {
+			if err := os.Remove(c.name); err != nil {
+				return err
+			}
+		}
+	}
+	return syncPath(filepath.Dir(s.path))
+}
+
+// copied is a database that was copied before a migration.
+type copied struct {
+	name    string
+	version int
+}
+
+func copies(path string) (out []copied, err error) {
+	names, err := filepath.Glob(path + copySuffix + "*")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, path+copySuffix)); err == nil {
+			out = append(out, copied{name, n})
+		}
+	}
+	return out, nil
+}
+
+// Older sets a database aside that a newer program has migrated, and puts the newest copy of before in its place that this
+// program knows. It returns what the newer one is called now, and fs.ErrNotExist if there is no such copy.
+func Older(path string) (aside string, err error) {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return "", err
+	}
+	all, err := copies(path)
+	if err != nil {
+		return "", err
+	}
+	best := copied{}
+	for _, c := range all {
+		if c.version <= len(names) && c.version > best.version {
+			best = c
+		}
+	}
+	if best.version == 0 {
+		return "", fmt.Errorf("no copy of the database is old enough: %w", fs.ErrNotExist)
+	}
+	if aside, err = setAside(path, "newer"); err != nil {
+		return "", err
+	}
+	if err := os.Rename(best.name, path); err != nil {
+		return aside, err
+	}
+	return aside, syncPath(filepath.Dir(path))
 }

@@ -43,6 +43,8 @@ var (
 type Options struct {
 	// MustExist refuses to make a new database: other state shows that there was one.
 	MustExist bool
+	// KeepCopy has the database copied before it is migrated, see [Older]. Only one process at a time may ask for it.
+	KeepCopy bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -86,8 +88,8 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	s.w.SetMaxOpenConns(1)
 	// While another process makes the same file a WAL one, SQLite answers "busy" at once, whatever the timeout.
-	err = s.prepare()
-	for end := time.Now().Add(patience); Busy(err) && time.Now().Before(end); err = s.prepare() {
+	err = s.prepare(o.KeepCopy)
+	for end := time.Now().Add(patience); Busy(err) && time.Now().Before(end); err = s.prepare(o.KeepCopy) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if err != nil {
@@ -140,7 +142,7 @@ func checkFile(path string, mustExist bool) error {
 
 // prepare reads the settings back (a wrong one would lose acknowledged rows in a power cut), checks the file and
 // migrates it.
-func (s *Store) prepare() error {
+func (s *Store) prepare(keepCopy bool) error {
 	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "secure_delete": "1"} {
 		var got string
 		if err := s.w.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil {
@@ -153,7 +155,7 @@ func (s *Store) prepare() error {
 	if err := s.integrity("quick_check"); err != nil {
 		return err
 	}
-	return s.migrate()
+	return s.migrate(keepCopy)
 }
 
 // Check runs SQLite's full integrity check, which reads the whole file.
@@ -193,15 +195,17 @@ func Full(err error) bool {
 
 // SetAside renames a corrupt database, and what belongs to it, to the first free PATH.corrupt-N, and returns
 // that name. Nothing is deleted.
-func SetAside(path string) (string, error) {
+func SetAside(path string) (string, error) { return setAside(path, "corrupt") }
+
+func setAside(path, why string) (string, error) {
 	for n := 1; ; n++ {
-		aside := fmt.Sprintf("%s.corrupt-%d", path, n)
+		aside := fmt.Sprintf("%s.%s-%d", path, why, n)
 		if _, err := os.Lstat(aside); err == nil {
 			continue
 		}
 		for _, suffix := range []string{"-wal", "-shm", ""} {
 			if err := os.Rename(path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return "", fmt.Errorf("cannot set the corrupt database aside: %w", err)
+				return "", fmt.Errorf("cannot set the database aside: %w", err)
 			}
 		}
 		return aside, syncPath(filepath.Dir(path))

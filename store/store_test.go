@@ -174,7 +174,7 @@ func TestPragmas(t *testing.T) {
 		return out
 	}
 	writer := map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "secure_delete": "1",
-		"busy_timeout": "5000", "query_only": "0", "application_id": "1936486260", "user_version": "7"}
+		"busy_timeout": "5000", "query_only": "0", "application_id": "1936486260", "user_version": "8"}
 	names := []string{"journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout", "query_only", "application_id", "user_version"}
 	equal(t, writer, pragmas(s.Writer(), names...))
 	equal(t, 1, s.Writer().Stats().MaxOpenConnections)

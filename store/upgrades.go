@@ -43,6 +43,7 @@ type Upgrade struct {
 	// From is nil if it was unknown which slot ran.
 	From               *int
 	FromVersion        string
+	FromSHA256         string // of the image that ran; empty if unknown
 	To                 int
 	ToVersion, SHA256  string
 	Message, Reboot    string
@@ -55,9 +56,9 @@ type Upgrade struct {
 // AddUpgrade stores a new one, which begins as requested. [ErrConflict] if another is under way.
 func (s *Store) AddUpgrade(u Upgrade, by Actor) error {
 	err := s.update(func(tx *sql.Tx) error {
-		res, err := tx.Exec(`INSERT INTO upgrades (id, status, request, boot_id, from_slot, from_version, to_slot, to_version, sha256, message, reboot, rollback,
-			created_by, created_at) SELECT ?, 'requested', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM upgrades WHERE end_time IS NULL)`,
-			u.ID, u.Request, u.BootID, u.From, u.FromVersion, u.To, u.ToVersion, u.SHA256, u.Message, u.Reboot, u.Rollback, by.Name, millis(s.now()))
+		res, err := tx.Exec(`INSERT INTO upgrades (id, status, request, boot_id, from_slot, from_version, from_sha256, to_slot, to_version, sha256, message, reboot, rollback,
+			created_by, created_at) SELECT ?, 'requested', ?, ?, ?, ?, nullif(?, ''), ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM upgrades WHERE end_time IS NULL)`,
+			u.ID, u.Request, u.BootID, u.From, u.FromVersion, u.FromSHA256, u.To, u.ToVersion, u.SHA256, u.Message, u.Reboot, u.Rollback, by.Name, millis(s.now()))
 		if err := one(res, err); err != nil {
 			return err
 		}
@@ -99,7 +100,7 @@ func (s *Store) MoveUpgrade(u Upgrade, from UpgradeStatus, by Actor) error {
 	return nil
 }
 
-const upgradeColumns = `SELECT id, status, request, boot_id, from_slot, from_version, to_slot, to_version, sha256, message, reboot, rollback,
+const upgradeColumns = `SELECT id, status, request, boot_id, from_slot, from_version, coalesce(from_sha256, ''), to_slot, to_version, sha256, message, reboot, rollback,
 	coalesce(reason, ''), created_by, created_at, end_time FROM upgrades `
 
 // Upgrades lists all that are kept, newest first.
@@ -142,7 +143,7 @@ func (s *Store) upgrades(ctx context.Context, where string, args ...any) ([]Upgr
 	for rows.Next() {
 		var u Upgrade
 		var created, ended sql.NullInt64
-		if err := rows.Scan(&u.ID, &u.Status, &u.Request, &u.BootID, &u.From, &u.FromVersion, &u.To, &u.ToVersion, &u.SHA256, &u.Message, &u.Reboot,
+		if err := rows.Scan(&u.ID, &u.Status, &u.Request, &u.BootID, &u.From, &u.FromVersion, &u.FromSHA256, &u.To, &u.ToVersion, &u.SHA256, &u.Message, &u.Reboot,
 			&u.Rollback, &u.Reason, &u.CreatedBy, &created, &ended); err != nil {
 			return nil, fmt.Errorf("cannot read upgrades: %w", err)
 		}

@@ -41,6 +41,7 @@ slotfetch-activate.path starts it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load(cmd)
 			if err != nil {
+				pause(cmd.Context(), failPause) // the request is still there
 				return err
 			}
 			log, backlog := newLog(cmd.ErrOrStderr())
@@ -52,22 +53,33 @@ slotfetch-activate.path starts it.`,
 
 // rootSide does one request.
 type rootSide struct {
-	cfg   config
-	log   *slog.Logger
-	hooks hooks
+	cfg     config
+	log     *slog.Logger
+	hooks   hooks
+	running *int // the slot that runs, once it was looked for
 }
 
 // run answers the request that is there. An error is also what the request came to.
 func (r *rootSide) run(ctx context.Context) error {
 	stays, err := r.answer(ctx)
 	if stays {
-		select {
-		case <-time.After(failPause):
-		case <-ctx.Done():
-		}
+		pause(ctx, failPause)
 	}
 	return err
 }
+
+// pause keeps systemd, which starts the root side as long as there is a request, from doing so all the time.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// errUncertain marks what has failed half-way.
+type errUncertain struct{ error }
+
+func (e errUncertain) Unwrap() error { return e.error }
 
 // answer answers the request and tells whether it is there all the same, because of an error. The result is durable before
 // the request goes, and that before a reboot; so a power cut in between has it answered once more, which the hooks allow.
@@ -107,7 +119,9 @@ func (r *rootSide) answer(ctx context.Context) (stays bool, err error) {
 	result.OK, result.Time = err == nil, time.Now().UTC().Truncate(time.Second)
 	if err != nil {
 		result.Message = err.Error()
+		result.Uncertain = errors.As(err, new(errUncertain))
 	}
+	result.Running = r.running
 	result.BootID = bootID(r.cfg)
 	if result.ID != "" {
 		if werr := handover.WriteResult(result); werr != nil {
@@ -209,7 +223,7 @@ func (r *rootSide) activate(ctx context.Context, request slots.Request) (reboot 
 	}
 	if err := r.hooks.run(ctx, "activate"); err != nil {
 		if back := r.hooks.run(ctx, "rollback"); back != nil {
-			err = fmt.Errorf("%w; nor could it be taken back: %w", err, back)
+			err = errUncertain{fmt.Errorf("%w; nor could it be taken back: %w", err, back)}
 		}
 		return false, err
 	}
@@ -230,7 +244,7 @@ func (r *rootSide) confirm(ctx context.Context, request slots.Request) (reboot b
 		return false, err
 	}
 	if back := r.hooks.run(ctx, "rollback"); back != nil {
-		return false, fmt.Errorf("%w; nor could it be taken back: %w", err, back)
+		err = fmt.Errorf("%w; nor could it be taken back: %w", err, back)
 	}
 	return right && request.Reboot != slots.RebootNone, err
 }
@@ -247,6 +261,7 @@ func (r *rootSide) runs(ctx context.Context, id int) error {
 			return errors.New("the box does not say which slot it runs")
 		}
 	}
+	r.running = &running
 	if running != id {
 		return fmt.Errorf("the box runs slot %d", running)
 	}

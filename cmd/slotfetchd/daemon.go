@@ -122,7 +122,7 @@ func (d *daemon) openStore() error {
 		return fmt.Errorf("cannot look at the lock of the state directory: %w", err)
 	}
 	must := lock.Size() > 0 // what is written below
-	d.store, err = store.Open(path, store.Options{MustExist: must})
+	d.store, err = store.Open(path, store.Options{MustExist: must, KeepCopy: true})
 	if must && (errors.Is(err, store.ErrCorrupt) || errors.Is(err, fs.ErrNotExist)) {
 		cause := err
 		aside := "(nothing there)"
@@ -133,6 +133,16 @@ func (d *daemon) openStore() error {
 		}
 		d.log.Error("the database was unusable; starting with an empty one, slots are untouched", "err", cause, "kept_as", aside)
 		d.store, err = store.Open(path, store.Options{})
+	}
+	if errors.Is(err, store.ErrNewer) {
+		// The firmware before is back, after a newer one has migrated the database that they share.
+		cause := err
+		aside, oerr := store.Older(path)
+		if oerr != nil {
+			return errors.Join(cause, oerr)
+		}
+		d.log.Error("a newer agent has changed the database; going on with the copy of before, which knows nothing that came since", "err", cause, "kept_as", aside)
+		d.store, err = store.Open(path, store.Options{MustExist: true})
 	}
 	if err == nil && !must {
 		_, err = d.lock.WriteString("There is a database beside this file.\n")

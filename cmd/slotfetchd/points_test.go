@@ -411,7 +411,7 @@ func (x *torture) verifyAfter() {
 
 // verifyFiles looks for files that nobody needs beside the slots.
 func (x *torture) verifyFiles() {
-	known := regexp.MustCompile(`^(agent\.lock|seal\.key|uuid|initial-admin-password|slotfetch\.db(-wal|-shm)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json|care\.json)))$`)
+	known := regexp.MustCompile(`^(agent\.lock|seal\.key|uuid|initial-admin-password|slotfetch\.db(-wal|-shm|\.schema[0-9]+)?|tls/tls\.(crt|key)|slots/(\.lock|\.part/[^/]+|[1-9]/(image|manifest\.json|care\.json)))$`)
 	check(x.t, filepath.WalkDir(x.a.state, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the agent is at work

@@ -966,7 +966,7 @@ func (a *agent) firstStart(t *testing.T) {
 		}
 		return err
 	}))
-	want := []string{"/agent.lock", "/seal.key", "/slots/.lock", "/slots/1/image", "/slots/1/manifest.json", "/tls/tls.crt", "/tls/tls.key"}
+	want := []string{"/agent.lock", "/seal.key", "/slots/.lock", "/slots/1/image", "/slots/1/manifest.json", "/tls/tls.crt", "/tls/tls.key", "/uuid"}
 	if !slices.Equal(files, want) {
 		t.Errorf("the state directory has %v, want %v", files, want)
 	}

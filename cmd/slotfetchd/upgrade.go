@@ -42,6 +42,7 @@ type upgrader struct {
 
 	bootID  string // of this boot; empty if unknown
 	running *int   // the slot that the kernel was told; nil if none
+	told    *int   // the slot that the root side has found to run; nil if it said nothing
 
 	mu     sync.Mutex
 	unsent string // the upgrade whose caller has no answer yet
@@ -70,6 +71,9 @@ func openUpgrader(cfg config, log *slog.Logger, st *store.Store, sl *slots.Slots
 		log.Warn("cannot tell one boot from another, so nothing can be upgraded", "file", cfg.Activate.BootIDFile)
 	}
 	u.follow()
+	if u.running != nil {
+		sl.Runs(*u.running) // from here on, whatever becomes of boot.json
+	}
 	waiting := u.advance()
 	go u.watch(ctx, waiting)
 	return u, nil
@@ -89,9 +93,9 @@ func (u *upgrader) follow() {
 	if u.running == nil || err != nil || !errors.Is(live, store.ErrNotFound) || current != nil && *current == *u.running || !u.slots.Valid(*u.running) {
 		return
 	}
-	if next == nil || current != nil && *next == *current {
+	if next == nil {
 		next = u.running
-	}
+	} // else the boot loader still has it for the default: nobody has told it otherwise
 	u.log.Warn("the box runs another slot than before", "slot", *u.running)
 	if err := u.slots.SetBoot(u.running, next); err != nil {
 		u.log.Error("cannot note the slot that runs", "slot", *u.running, "err", err)
@@ -168,6 +172,8 @@ func (u *upgrader) step() (moved, waiting bool, err error) {
 		switch {
 		case err != nil:
 			return false, false, err
+		case answered && result.Uncertain: // the boot loader may boot the slot all the same
+			return true, false, u.revert(live, result.Message, agentActor)
 		case answered && !result.OK:
 			return true, false, u.fail(live, result.Message, agentActor)
 		case answered:
@@ -226,6 +232,9 @@ func (u *upgrader) answer(live store.Upgrade) (r slots.Result, answered bool, er
 		u.log.Error("cannot read the result of the root side; asking again", "err", err)
 		return r, false, nil
 	}
+	if r.Running != nil {
+		u.told = r.Running
+	}
 	if r.OK {
 		r.Message = ""
 	} else if r.Message == "" {
@@ -275,8 +284,10 @@ func (u *upgrader) revert(live store.Upgrade, reason string, by store.Actor) err
 // fail ends an upgrade: the slot before boots next. The one that runs is current, though it be the new one.
 func (u *upgrader) fail(live store.Upgrade, reason string, by store.Actor) error {
 	current := live.From
-	if u.running != nil && u.slots.Valid(*u.running) {
-		current = u.running
+	for _, runs := range []*int{u.told, u.running} {
+		if runs != nil && u.slots.Valid(*runs) {
+			current = runs
+		}
 	}
 	if err := u.slots.SetBoot(current, live.From); err != nil {
 		return err

@@ -194,11 +194,15 @@ func (u *upgrader) begin(ctx context.Context, o order) (up store.Upgrade, summar
 	if err != nil {
 		return up, "", bootUnknown(err)
 	}
+	if current != nil && next != nil && *next != *current { // of three slots, one would go unprotected
+		return up, "", api.Conflict(fmt.Sprintf("The box runs slot %d, and slot %d boots next. Reboot it first.", *current, *next),
+			map[string]any{"slot_id": *current, "next_slot_id": *next, "state": "reboot-pending"})
+	}
 	up = store.Upgrade{ID: cmp.Or(o.id, uuid.NewString()), Status: store.UpgradeRequested, Request: uuid.NewString(), BootID: u.bootID, From: current, To: o.slot,
 		ToVersion: sl.Manifest.Version, SHA256: sl.Manifest.SHA256, Message: o.message, Reboot: o.reboot, Rollback: o.rollback, CreatedBy: o.by.Name}
 	if current != nil {
 		if from, err := u.slots.Get(*current); err == nil && from.Manifest != nil {
-			up.FromVersion = from.Manifest.Version
+			up.FromVersion, up.FromSHA256 = from.Manifest.Version, from.Manifest.SHA256
 		}
 	}
 	u.unsent = up.ID
@@ -311,7 +315,11 @@ func (u *upgrader) takeBack(by store.Actor, message string) (store.Upgrade, erro
 		u.nudge()
 		return live, err
 	}
-	return u.store.Upgrade(context.Background(), live.ID)
+	if live, err = u.store.Upgrade(context.Background(), live.ID); err != nil { // then nobody is answered
+		u.unsent = ""
+		u.nudge()
+	}
+	return live, err
 }
 
 // previous is the slot that ran before the current one.
@@ -325,7 +333,12 @@ func (u *upgrader) previous(ctx context.Context) (int, error) {
 	}
 	last, err := u.store.LastUpgradeTo(ctx, *current)
 	if err == nil && last.From != nil && u.slots.Valid(*last.From) {
-		return *last.From, nil
+		sl, err := u.slots.Get(*last.From)
+		if err == nil && (sl.Manifest == nil || sl.Manifest.SHA256 != last.FromSHA256) {
+			err = api.Conflict(fmt.Sprintf("Slot %d has another image than the one that ran before. Upgrade to it if that is what you want.", *last.From),
+				map[string]any{"slot_id": *last.From})
+		}
+		return *last.From, err
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return 0, err

@@ -30,7 +30,7 @@ func (m *Manager) holder(f store.Fetch) *slots.Slot {
 	}
 	i := slices.IndexFunc(list, func(s slots.Slot) bool {
 		return s.Manifest != nil && !s.Care.Degraded && s.Manifest.SHA256 == f.SHA256 && (f.SHA512 == "" || s.Manifest.SHA512 == f.SHA512) &&
-			(s.Manifest.SignedBy != "" || !m.wantsSignature(f)) &&
+			(!m.wantsSignature(f) || m.cfg.Trust.vouched(s.Manifest)) &&
 			(f.WantSlot == nil || *f.WantSlot == s.ID)
 	})
 	if i < 0 {

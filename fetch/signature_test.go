@@ -354,6 +354,19 @@ func TestSignatureOnce(t *testing.T) {
 	if f := b.until(b.signed(whole, "", &sig), final); f.Deduplicated || f.Status != store.Finished || *f.SlotID != 2 {
 		t.Errorf("got %+v", f)
 	}
+	b.close()
+	// Nor does one that a key has signed which may no longer, or that was signed for another product.
+	b = newBox(t, b.dir, trusting(other))
+	theirs := other.sign(promise(img))
+	if f := b.until(b.signed(whole, "", &theirs), final); f.Deduplicated || f.Status != store.Finished || *f.SlotID != 3 {
+		t.Errorf("got %+v", f)
+	}
+	b.close()
+	b = newBox(t, b.dir, trusting(other, func(t *fetch.Trust) { t.Product = "opn" }))
+	theirs = other.sign(promise(img, "product", "opn"))
+	if f := b.until(b.signed(whole, "", &theirs), final); f.Deduplicated || f.Status != store.Finished || *f.SlotID != 4 {
+		t.Errorf("got %+v", f)
+	}
 }
 
 // What is not required is verified all the same if somebody gives it, and a source that announces no size is stopped at

@@ -50,6 +50,20 @@ type Trust struct {
 	AllowDowngrade bool
 }
 
+// KeyIDs are the ids of the keys, as [slots.Manifest] has them.
+func (t Trust) KeyIDs() []string {
+	var ids []string
+	for _, k := range t.Keys {
+		ids = append(ids, KeyID(k.ID()))
+	}
+	return ids
+}
+
+// vouched tells whether an image came with a manifest that would be believed now: keys and product may have changed.
+func (t Trust) vouched(m *slots.Manifest) bool {
+	return slices.Contains(t.KeyIDs(), m.SignedBy) && (t.Product == "" || m.Product == t.Product)
+}
+
 // Signature is a signed manifest with its signature, as text.
 type Signature struct {
 	Manifest string `json:"manifest"`

@@ -3,6 +3,7 @@ package slots
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -21,11 +22,7 @@ func (s *Slots) judge(in inspection, p TestPolicy) (r Report, err error) {
 		r.permit("Version", m.Version, "upgrade.versions", p.Versions)
 		r.permit("Product", m.Product, "upgrade.products", p.Products)
 	}
-	if p.Signed && m.SignedBy == "" {
-		r.fail("Signature", "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
-	} else if m.SignedBy != "" {
-		r.pass("Signature", "by "+m.SignedBy)
-	}
+	testSignature(&r, m, p)
 	free, err := p.Space()
 	switch {
 	case err != nil:
@@ -37,6 +34,25 @@ func (s *Slots) judge(in inspection, p TestPolicy) (r Report, err error) {
 	}
 	r.add(in.hooks)
 	return r, nil
+}
+
+// testSignature looks whether who signed the image may still do so: keys are withdrawn after an image came.
+func testSignature(r *Report, m Manifest, p TestPolicy) {
+	const name = "Signature"
+	by := "by " + m.SignedBy
+	switch {
+	case m.SignedBy == "" && p.Signed:
+		r.fail(name, "the image did not come with a signed manifest, which trust.require wants; fetch one that does")
+	case m.SignedBy == "":
+	case !slices.Contains(p.Keys, m.SignedBy) && p.Signed:
+		r.fail(name, by+", which is not in trust.keys; fetch the image with a signature by a key that is")
+	case !slices.Contains(p.Keys, m.SignedBy):
+		r.pass(name, by+", which is not in trust.keys; trust.require is off")
+	case !p.Back && p.SignedProduct != "" && m.Product != p.SignedProduct:
+		r.fail(name, fmt.Sprintf("%s for the product %s, and trust.product is %s", by, m.Product, p.SignedProduct))
+	default:
+		r.pass(name, by)
+	}
 }
 
 // permit looks whether text is one of those that the configuration permits.

@@ -17,8 +17,13 @@ type TestPolicy struct {
 	Back bool
 	// Products and Versions are the patterns, as for [path.Match], of what may be activated; none means all.
 	Products, Versions []string
-	// Signed refuses an image that did not come with a signed manifest, such as one that was uploaded.
+	// Signed refuses an image that did not come with a signed manifest, such as one that was uploaded, or whose key is not
+	// among Keys.
 	Signed bool
+	// Keys are the ids of the keys that may sign now, which need not be those of when the image came.
+	Keys []string
+	// SignedProduct is what an image that one of them has signed must be, except on the way back; empty for any.
+	SignedProduct string
 	// Space is how many bytes are free where the agent keeps its state.
 	Space func() (int64, error)
 	// Hooks runs the vendor's own checks; nil for none. The error says why none could be run.

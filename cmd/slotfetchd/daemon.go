@@ -70,11 +70,17 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, ManifestFile: cfg.Slots.ManifestFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
 		return d, err
 	}
-	d.tester = slots.NewTester(d.slots, slots.TesterConfig{Policy: d.testPolicy()})
+	trust, err := cfg.Trust.policy(cfg.Upgrade)
+	if err != nil {
+		return d, err
+	}
+	policy := d.testPolicy()
+	policy.Keys, policy.SignedProduct = trust.KeyIDs(), trust.Product
+	d.tester = slots.NewTester(d.slots, slots.TesterConfig{Policy: policy})
 	if d.upgrades, err = openUpgrader(cfg, log, d.store, d.slots, d.tester); err != nil {
 		return d, err
 	}
-	if err := d.openFetch(); err != nil {
+	if err := d.openFetch(trust); err != nil {
 		return d, err
 	}
 	d.scrubber = slots.StartScrubber(d.slots, slots.ScrubConfig{Interval: time.Duration(cfg.Slots.ScrubInterval), Rate: cfg.Slots.ScrubRate})
@@ -150,7 +156,7 @@ func (d *daemon) openStore() error {
 	return err
 }
 
-func (d *daemon) openFetch() error {
+func (d *daemon) openFetch(trust fetch.Trust) error {
 	key, err := sealKey(filepath.Join(d.cfg.StateDir, "seal.key"))
 	if err != nil {
 		return err
@@ -163,10 +169,6 @@ func (d *daemon) openFetch() error {
 		d.log.Info("a proxy is configured: it, not the egress policy, decides where names lead")
 	}
 	client, err := source.New(sc)
-	if err != nil {
-		return err
-	}
-	trust, err := d.cfg.Trust.policy(d.cfg.Upgrade)
 	if err != nil {
 		return err
 	}

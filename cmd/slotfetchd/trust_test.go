@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"slotfetch/fetch/fetchtest"
@@ -77,6 +78,18 @@ func TestTrust(t *testing.T) {
 	dry := c.do(t, "POST", fetches+"?dry_run=true", `{"url":"`+url+`","force":true}`).want(t, 200)
 	if dry.str("body.checks.0.name") != "signature" || dry.str("body.checks.0.result") != "ok" {
 		t.Error(dry.raw)
+	}
+
+	// The key is withdrawn: what it has signed is here, and can neither be activated nor stand for an image.
+	c.do(t, "POST", testPath, `{"slot_id":1}`).want(t, 200)
+	minisign(t, dir, "-G", "-f", "-W", "-p", "k.pub", "-s", "k.sec")
+	a.restart(t, syscall.SIGTERM)
+	c = a.loginAdmin(t)
+	for _, path := range []string{testPath, upgradePath} {
+		r := c.do(t, "POST", path, `{"slot_id":1}`).fails(t, 400, "FirmwareTestFailed", "")
+		if !strings.Contains(r.str("error.details.test_summary"), "Signature: FAILED (by ") {
+			t.Errorf("%s: %s", path, r.raw)
+		}
 	}
 }
 

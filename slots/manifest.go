@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -64,6 +66,18 @@ func (m *Manifest) check() error {
 		return errors.New("sha512 is not 128 lower-case hex digits")
 	case m.Size < 0:
 		return errors.New("size is negative")
+	}
+	return nil
+}
+
+// Plain refuses words that the agent would not have written, such as several lines: they may become part of what a boot
+// loader reads. It is no part of reading a manifest, which would cost the agent the slot.
+func (m *Manifest) Plain() error {
+	for _, f := range []struct{ name, text string }{{"version", m.Version}, {"product", m.Product}, {"min_version", m.MinVersion},
+		{"upgrade_from", m.UpgradeFrom}, {"signed_by", m.SignedBy}} {
+		if utf8.RuneCountInString(f.text) > textMax || strings.ContainsFunc(f.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return fmt.Errorf("%s in the manifest is longer than %d characters or not printable", f.name, textMax)
+		}
 	}
 	return nil
 }

@@ -199,6 +199,9 @@ func (r *rootSide) verify(ctx context.Context, request slots.Request) error {
 		return err
 	}
 	defer img.Close() //nolint:errcheck // it was only read
+	if err := img.Manifest.Plain(); err != nil {
+		return fmt.Errorf("cannot use slot %d: %w", request.SlotID, err)
+	}
 	r.hooks.env.set("VERSION", img.Manifest.Version)
 	if img.Manifest.SHA256 != request.SHA256 {
 		return fmt.Errorf("slot %d holds another image than the one that was asked for", request.SlotID)

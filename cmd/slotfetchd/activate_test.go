@@ -208,6 +208,35 @@ func TestRootSide(t *testing.T) {
 	}
 	b.ran(t)
 
+	// Words that would become lines of a boot loader's entry. The agent shows the slot all the same.
+	manifest := filepath.Join(a.state, "slots", "2", "manifest.json")
+	good, err := os.ReadFile(manifest)
+	check(t, err)
+	for _, field := range []string{"version", "product", "min_version", "upgrade_from", "signed_by"} {
+		for name, word := range map[string]string{"lines": "1\noptions init=/bin/sh", "long": strings.Repeat("1", 65), "escape": "\x1b[2J"} {
+			var m map[string]any
+			check(t, json.Unmarshal(good, &m))
+			m[field] = word
+			text, err := json.Marshal(m)
+			check(t, err)
+			check(t, os.Chmod(manifest, 0o640))
+			check(t, os.WriteFile(manifest, text, 0o640))
+			check(t, os.WriteFile(file, []byte(request()), 0o640))
+			if out, ok := a.root(t); ok || b.ran(t) != "" || !strings.Contains(out, "cannot use slot 2: "+field+" in the manifest") {
+				t.Errorf("%s in %s: %s", name, field, out)
+			}
+			if field == "version" && name == "lines" {
+				c.do(t, "GET", slotsPath+"/2", "").want(t, 200).is(t, "body.version", word, "body.state", "not-iso")
+			}
+		}
+	}
+	b.hook(t, "rollback", `[ -z "$SLOTFETCH_VERSION" ]`)
+	check(t, os.WriteFile(file, []byte(request("action", "rollback")), 0o640))
+	if out, ok := a.root(t); !ok || b.ran(t) != "rollback 2 from 1" {
+		t.Errorf("roll back from such a slot: %s", out)
+	}
+	check(t, os.WriteFile(manifest, good, 0o640))
+
 	// Damage in the image itself.
 	damage(t, a, 2)
 	check(t, os.WriteFile(file, []byte(request()), 0o640))

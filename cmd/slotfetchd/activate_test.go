@@ -249,6 +249,27 @@ func TestRootSide(t *testing.T) {
 	if out, ok := a.root(t); ok || strings.HasPrefix(b.ran(t), "activate") || !strings.Contains(out, "others may write it") {
 		t.Errorf("writable hook: %s", out)
 	}
+	check(t, os.Chmod(filepath.Join(b.dir, "hooks", "activate"), 0o755))
+	// A place where others may put other hooks: above them, or where a link on the way is.
+	places := filepath.Join(b.dir, "places")
+	check(t, os.MkdirAll(filepath.Join(places, "far"), 0o755))
+	check(t, os.Rename(filepath.Join(b.dir, "hooks"), filepath.Join(places, "far", "hooks")))
+	check(t, os.Symlink("../places/far", filepath.Join(places, "link")))
+	check(t, os.Symlink(filepath.Join(places, "link", "hooks"), filepath.Join(b.dir, "hooks")))
+	for _, step := range []struct {
+		name string
+		perm os.FileMode
+		ok   bool
+	}{{"places", 0o777, false}, {"places", 0o775, false}, {"places", 0o777 | os.ModeSticky, true}, {"places/far", 0o757, false}, {"", 0o777, false}, {"", 0o755, true}} {
+		dir := filepath.Join(b.dir, step.name)
+		check(t, os.Chmod(dir, step.perm))
+		check(t, os.WriteFile(file, []byte(request("slot_id", 1)), 0o640))
+		out, ok := a.root(t)
+		if ran := b.ran(t); ok != step.ok || strings.HasPrefix(ran, "activate") != ok || strings.Contains(out, "others may write it: "+dir+"\"") == ok {
+			t.Errorf("%s with %v: ran %q: %s", dir, step.perm, ran, out)
+		}
+		check(t, os.Chmod(dir, 0o755))
+	}
 }
 
 // systemd starts the root side as soon as the request has its name, when the agent may still have the lock: it waits. While

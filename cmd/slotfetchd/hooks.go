@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -41,18 +40,17 @@ func newHooks(cfg config, log *slog.Logger) (hooks, error) {
 	return h, nil
 }
 
-// trusted refuses what others than root, or than the user who runs us, could have written.
+// trusted refuses what others than root, or than the user who runs us, could have written or put there.
 func trusted(path string, kind fs.FileMode) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	owner := info.Sys().(*syscall.Stat_t).Uid
-	switch {
-	case info.Mode().Type() != kind:
+	if info.Mode().Type() != kind {
 		return fmt.Errorf("refusing to use %s: it has the wrong kind", path)
-	case owner != 0 && int(owner) != os.Geteuid(), info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("refusing to use %s: others may write it", path)
+	}
+	if err := owned(path, 0, os.Geteuid()); err != nil {
+		return fmt.Errorf("refusing to use %s: %w", path, err)
 	}
 	return nil
 }

@@ -38,6 +38,10 @@ func (h testHooks) run(ctx context.Context, subject slots.HookSubject) (verdicts
 		if err := onlyRoots(info); err != nil {
 			return nil, fmt.Errorf("the directory upgrade.test_hooks %w", err)
 		}
+		if err := owned(h.dir, 0); err != nil {
+			h.log.Error("refusing the directory of test hooks", "err", err)
+			return nil, errors.New("others than root may put another directory in the place of upgrade.test_hooks")
+		}
 	}
 	entries, err := os.ReadDir(h.dir)
 	if err != nil {

@@ -183,6 +183,13 @@ func TestTestHooksFail(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	check(t, os.Chown(x.hooks, 0, 0))
+	for _, perm := range []os.FileMode{0o777, 0o775} {
+		check(t, os.Chmod(filepath.Dir(x.hooks), perm))
+		if got := x.lines(t, false); len(got) != 1 || got[0] != "Hooks: FAILED (others than root may put another directory in the place of upgrade.test_hooks)" {
+			t.Errorf("below %o got %q", perm, got)
+		}
+	}
+	check(t, os.Chmod(filepath.Dir(x.hooks), 0o777|os.ModeSticky))
 	check(t, os.Chmod(x.hooks, 0o711))
 	if got := x.lines(t, false); len(got) != 1 || got[0] != "Hooks: FAILED (the directory upgrade.test_hooks cannot be read)" {
 		t.Errorf("got %q", got)

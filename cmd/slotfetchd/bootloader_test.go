@@ -148,8 +148,10 @@ func TestGRUBHooks(t *testing.T) {
 	l.ok(t, "activate", "2", "1")
 	l.ok(t, "confirm", "2", "1")
 	l.wantEnv(t, "2", "")
-	l.ok(t, "rollback", "2", "")
-	l.wantEnv(t, "", "")
+	l.ok(t, "activate", "1", "")
+	l.wantEnv(t, "2", "1")
+	l.ok(t, "rollback", "1", "") // nobody knows what to go back to: what boots still boots
+	l.wantEnv(t, "2", "")
 
 	l.ok(t, "confirm", "1", "")
 	for _, refused := range []struct{ hook, slot, previous, want string }{
@@ -256,6 +258,28 @@ func TestBLSHooks(t *testing.T) {
 	}
 	l.wantEntries(t, "slotfetch-1.conf", 1)
 
+	// From slot to slot there is never more than what runs and what is tried, while the new one is copied too.
+	l.image(t, 3, "/boot/vmlinuz", "/boot/initrd.img")
+	for _, step := range [][2]string{{"2", "1"}, {"3", "2"}, {"1", "3"}, {"2", "1"}, {"1", "2"}} {
+		l.ok(t, "activate", step[0], step[1])
+		if got := len(strings.Fields(l.entries(t))); got != 2 {
+			t.Errorf("from %s to %s: entries %q", step[1], step[0], l.entries(t))
+		}
+		l.ok(t, "confirm", step[0], step[1])
+	}
+	check(t, os.WriteFile(filepath.Join(l.dir, "bin", "cp"), []byte(`#!/bin/sh
+ls "$DIR/boot/slotfetch" >>"$DIR/copies"; exec /bin/cp "$@"
+`), 0o755))
+	l.ok(t, "activate", "3", "1")
+	if copies := l.read(t, "copies"); copies == "" || strings.Contains(copies, "2222") {
+		t.Errorf("while that of slot 3 was written there were %q", copies)
+	}
+	check(t, os.Remove(filepath.Join(l.dir, "bin", "cp")))
+	l.wantEntries(t, "slotfetch-1.conf slotfetch-3+1.conf", 2)
+	l.ok(t, "rollback", "3", "") // nobody knows what to go back to: what boots still boots
+	l.ok(t, "rollback", "1", "")
+	l.wantEntries(t, "slotfetch-1.conf", 1)
+
 	// With EFI variables the loader is told as well.
 	check(t, os.Mkdir(filepath.Join(l.dir, "efivars"), 0o755))
 	check(t, os.WriteFile(filepath.Join(l.dir, "efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), nil, 0o600))
@@ -269,6 +293,10 @@ func TestBLSHooks(t *testing.T) {
 			t.Errorf("%s ordered %q, want %q", step.hook, got, step.want)
 		}
 		check(t, os.Remove(filepath.Join(l.dir, "orders")))
+	}
+	l.ok(t, "rollback", "2", "")
+	if got := l.read(t, "orders"); got != "set-oneshot \nset-oneshot \n" {
+		t.Errorf("a rollback to nothing ordered %q", got)
 	}
 	l.wantEntries(t, "slotfetch-1.conf", 1)
 }

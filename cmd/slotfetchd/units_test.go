@@ -74,6 +74,21 @@ func TestUnits(t *testing.T) {
 	}
 }
 
+// What a unit is without, or has, for reasons that nothing else here would show.
+func TestUnitsSay(t *testing.T) {
+	t.Parallel()
+	for name, line := range map[string]string{
+		"slotfetchd.service":         "ExecPaths=/usr/sbin/slotfetchd( -/[a-z0-9/]+)+", // it would not start where one is missing
+		"slotfetch-activate.service": "SendSIGKILL=no",                                 // nobody would thaw
+	} {
+		text, err := os.ReadFile("../../systemd/" + name)
+		check(t, err)
+		if !regexp.MustCompile("(?m)^" + line + "$").Match(text) {
+			t.Errorf("%s lacks %s", name, line)
+		}
+	}
+}
+
 // What is not needed is not allowed: the exposure that systemd counts is this many tenths at most, of a hundred.
 func TestUnitsSecurity(t *testing.T) {
 	t.Parallel()

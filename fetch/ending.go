@@ -248,6 +248,9 @@ func (d *download) explain(err error) *source.Error {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case isWrite(err) && (errors.Is(err, slots.ErrNoEmpty) || errors.Is(err, slots.ErrBoot)): // what was to be evicted may not be any more
+		errors.As(d.reserveError(err), &e)
+		return e
 	case errors.As(err, &space):
 		return source.NewError("space", fmt.Sprintf("Not enough space: needs %d bytes, %d are free beside the reserve.", space.Needed, space.Free), err)
 	case isWrite(err) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):

@@ -193,7 +193,7 @@ func (s *Slots) plan(size int64) (api.SlotPlanBody, error) {
 
 // Words says what would be evicted.
 func (p Plan) Words() string {
-	return fmt.Sprintf("Slot %d would be emptied first: its image, version %s, is the oldest that is not pinned.", p.Slot, p.Evicts.Manifest.Version)
+	return fmt.Sprintf("Slot %d would be emptied first: its image, version %s, is the oldest that may go.", p.Slot, p.Evicts.Manifest.Version)
 }
 
 // describeCare adds to the document of an image what was noted about it.

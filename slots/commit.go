@@ -45,6 +45,9 @@ func (w *Writer) commit(m Manifest) (int, error) {
 	if err := w.seal(); err != nil {
 		return 0, err
 	}
+	if err := w.makeRoom(); err != nil {
+		return 0, err
+	}
 	dir, err := w.slotDir()
 	if err != nil {
 		return 0, err

@@ -14,7 +14,7 @@ func (s *Slots) Hold(id int) (release func(), err error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("cannot hold slot %d: %w", id, err)
-	case sl.empty(), sl.Reserved:
+	case sl.empty(), sl.Reserved && !s.isSpared(id):
 		return nil, fmt.Errorf("cannot hold slot %d: %w", id, ErrEmpty)
 	}
 	s.mu.Lock()
@@ -28,6 +28,13 @@ func (s *Slots) Hold(id int) (release func(), err error) {
 		defer s.mu.Unlock()
 		delete(s.busy, id)
 	}, nil
+}
+
+// isSpared tells whether a Writer will evict the slot, and has not yet: who holds the slot keeps it from that.
+func (s *Slots) isSpared(id int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spared[id]
 }
 
 // isBusy tells whether somebody holds the slot.

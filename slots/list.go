@@ -257,6 +257,7 @@ func (s *Slots) release(id int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.held, id)
+	delete(s.spared, id)
 	close(s.freed)
 	s.freed = make(chan struct{})
 }

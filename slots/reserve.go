@@ -17,51 +17,41 @@ import (
 // into them would be shown as what runs. Its errors wrap [ErrNoEmpty], [ErrOccupied] (the slot wanted is full, damaged or
 // reserved), [ErrProtected], [ErrUnknown], [ErrBoot], or [ErrReserved] when this key has a Writer already.
 //
-// If the configuration says so, the oldest slot that may be emptied is, where else the error would be ErrNoEmpty.
+// If the configuration says so, a slot that may be evicted is taken where else the error would be ErrNoEmpty. Its image stays
+// until it is in the way; see evict.go.
 //
 // The reservation ends with Commit, Abort or Suspend, one of which must be called.
 func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
-	w, gone, err := s.reserve(key, want, offset)
-	if gone != nil { // also after an error: it is gone all the same
-		s.cfg.Log.Warn("evicted the oldest image to make room", "slot", gone.ID, "version", gone.Manifest.Version, "sha256", gone.Manifest.SHA256, "for", key)
-		if s.cfg.Evicted != nil {
-			s.cfg.Evicted(*gone)
-		}
-	}
-	return w, err
-}
-
-func (s *Slots) reserve(key string, want *int, offset int64) (w *Writer, gone *Slot, err error) {
 	if !validKey(key) {
-		return nil, nil, fmt.Errorf("cannot reserve a slot: key %q is no canonical UUID", key)
+		return nil, fmt.Errorf("cannot reserve a slot: key %q is no canonical UUID", key)
 	}
 	if offset < 0 {
-		return nil, nil, fmt.Errorf("cannot reserve a slot for %s: offset %d is negative", key, offset)
+		return nil, fmt.Errorf("cannot reserve a slot for %s: offset %d is negative", key, offset)
 	}
 	s.turn.Lock()
 	defer s.turn.Unlock()
 
 	if err := s.prepare(); err != nil {
-		return nil, nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
+		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
 	}
 	if s.keyHeld(key) {
-		return nil, nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, ErrReserved)
+		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, ErrReserved)
 	}
-	id, err := s.choose(want)
-	if errors.Is(err, ErrNoEmpty) {
-		id, gone, err = s.evict()
-	}
+	p, err := s.planLocked(want)
 	if err != nil {
-		return nil, gone, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
+		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
 	}
-	w = &Writer{s: s, slot: id, key: key}
+	w := &Writer{s: s, slot: p.Slot, key: key, evicts: p.Evicts != nil}
 	if err := w.open(offset); err != nil {
-		return nil, gone, fmt.Errorf("cannot open partial of %s: %w", key, errors.Join(err, w.closeFiles()))
+		return nil, fmt.Errorf("cannot open partial of %s: %w", key, errors.Join(err, w.closeFiles()))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held[id] = key
-	return w, gone, nil
+	s.held[p.Slot] = key
+	if w.evicts {
+		s.spared[p.Slot] = true
+	}
+	return w, nil
 }
 
 // choose finds the slot to reserve. The caller has the turn.

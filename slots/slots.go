@@ -54,9 +54,11 @@ type Config struct {
 	VersionFile string
 	// ManifestFile is the path, inside the ISO, of the JSON file in which the vendor says what the image is; empty for none.
 	ManifestFile string
-	// Evict empties the oldest slot that may be emptied when a Reserve finds none; see evict.go. Evicted is told of each.
+	// Evict empties the oldest slot that may be emptied for a Reserve that finds none; see evict.go. Evicted is told of each.
 	Evict   bool
 	Evicted func(Slot)
+	// WayBack tells which slot the box would go back to from the current one; it is evicted only if there is no other. Nil: none.
+	WayBack func(current int) (slot int, known bool)
 	// Buffered switches O_DIRECT off, for tests.
 	Buffered bool
 	// Now is the clock for manifests; nil means [time.Now].
@@ -79,6 +81,7 @@ type Slots struct {
 
 	mu        sync.Mutex
 	held      map[int]string      // slot → key of its Writer, or "" while the slot is being deleted
+	spared    map[int]bool        // slots in held whose image is still there, for it has not been in the way yet
 	freed     chan struct{}       // closed and replaced when a slot is no longer held
 	unwritten map[int]careOnDisk  // what the disk did not take, by slot
 	busy      map[int]bool        // slots that Hold holds
@@ -102,7 +105,7 @@ func Open(cfg Config) (*Slots, error) {
 		return nil, fmt.Errorf("cannot open slots: bad configuration (dir %q, first %d, count %d, reserve %d)",
 			cfg.Dir, cfg.First, cfg.Count, cfg.Reserve)
 	}
-	s := &Slots{cfg: cfg, held: make(map[int]string), freed: make(chan struct{}), busy: make(map[int]bool), unwritten: make(map[int]careOnDisk)}
+	s := &Slots{cfg: cfg, held: make(map[int]string), spared: make(map[int]bool), freed: make(chan struct{}), busy: make(map[int]bool), unwritten: make(map[int]careOnDisk)}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot open slots in %s: %w", cfg.Dir, err), s.Close())
 	}

@@ -22,6 +22,8 @@ type Writer struct {
 	s    *Slots
 	slot int
 	key  string
+	// evicts says that the slot has an image yet, which makeRoom removes.
+	evicts bool
 
 	f      *os.File // buffered, for reading and for unaligned bytes
 	direct *os.File // O_DIRECT; nil where there is none, or once the bytes are out of step
@@ -45,7 +47,7 @@ func (w *Writer) begin(off int64) {
 
 func (w *Writer) name() string { return w.key + partSuffix }
 
-// Slot is the number of the reserved slot.
+// Slot is the number of the reserved slot. It may change while that has an image yet; after Commit it does not.
 func (w *Writer) Slot() int { return w.slot }
 
 // Offset is how many bytes the partial has, that is, the first byte still missing.
@@ -95,13 +97,24 @@ func (w *Writer) Expect(total int64) error {
 		return err
 	}
 	if needed > free {
-		return &SpaceError{Needed: needed, Free: free}
+		if gain := w.gain(); needed > free+gain {
+			return &SpaceError{Needed: needed, Free: free + gain}
+		}
+		if err := w.makeRoom(); err != nil {
+			return err
+		}
 	}
 	if total == w.off {
 		return nil
 	}
 	for {
 		err = unix.Fallocate(int(w.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, w.off, total-w.off)
+		if w.evicts && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+			if err = w.makeRoom(); err == nil {
+				continue
+			}
+			return err
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -174,6 +187,12 @@ func (w *Writer) askSpace(n int64) error {
 	free, err := w.s.Free()
 	if err != nil {
 		return err
+	}
+	if n > free && w.evicts {
+		if err := w.makeRoom(); err != nil {
+			return err
+		}
+		return w.askSpace(n)
 	}
 	if n > free {
 		return &SpaceError{Needed: n, Free: free}

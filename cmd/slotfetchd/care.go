@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strconv"
 
 	"slotfetch/api"
@@ -20,6 +21,15 @@ func (c config) checkCare(want func(ok bool, format string, args ...any)) {
 	want(c.Fetch.KeepCount >= 0, "fetch.keep_count must not be negative")
 	_, known := evictions[c.Slots.Evict]
 	want(known, "slots.evict must be never or oldest, not %q", c.Slots.Evict)
+}
+
+// wayBack is the slot from which the last confirmed upgrade came to the current one.
+func (d *daemon) wayBack(current int) (slot int, known bool) {
+	last, err := d.store.LastUpgradeTo(context.Background(), current)
+	if err != nil || last.From == nil {
+		return 0, false
+	}
+	return *last.From, true
 }
 
 // onEvicted puts an eviction into the audit; slots has logged it.

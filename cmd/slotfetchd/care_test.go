@@ -182,6 +182,12 @@ func TestPlanAndEvict(t *testing.T) {
 	if dry.get("body.slot_id") != 3.0 || dry.get("body.verdict") != "warning" || !strings.Contains(dry.raw, `"code":"evicts"`) {
 		t.Error(dry.raw)
 	}
+	// What never comes, or is not what it should be, costs no image.
+	c.awaitStatus(t, c.fetch(t, source.URL+"/nowhere.iso", images[3].SHA256()), "failed")
+	url := source.Handle("/other.iso", fetchtest.Whole(images[1]).Serve)
+	c.awaitStatus(t, c.fetch(t, url, images[3].SHA256()), "failed").is(t, "body.error_details.code", "digest")
+	c.upload(t, "?sha256="+images[3].SHA256(), "something else").fails(t, 400, "SemanticError", "sha256")
+	c.do(t, "GET", slotsPath+"/3", "").want(t, 200).is(t, "body.sha256", images[2].SHA256())
 	get(3, "finished").is(t, "body.slot_id", 3)
 	c.do(t, "GET", slotsPath+"/3", "").is(t, "body.sha256", images[3].SHA256())
 	c.do(t, "GET", slotsPath+"/2", "").is(t, "body.sha256", images[1].SHA256())

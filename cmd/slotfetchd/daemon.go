@@ -67,7 +67,7 @@ func openDaemon(cfg config, log *slog.Logger) (d *daemon, err error) {
 		return d, err
 	}
 	if d.slots, err = slots.Open(slots.Config{Dir: cfg.Slots.Dir, First: cfg.Slots.First, Count: cfg.Slots.Count, Reserve: cfg.Slots.Reserve,
-		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, ManifestFile: cfg.Slots.ManifestFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, Log: log}); err != nil {
+		RequireISO: cfg.Slots.RequireISO, VersionFile: cfg.Slots.VersionFile, ManifestFile: cfg.Slots.ManifestFile, Evict: evictions[cfg.Slots.Evict], Evicted: d.onEvicted, WayBack: d.wayBack, Log: log}); err != nil {
 		return d, err
 	}
 	trust, err := cfg.Trust.policy(cfg.Upgrade)

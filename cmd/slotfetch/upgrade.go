@@ -132,9 +132,13 @@ func (a *app) historyCommand() *cobra.Command {
 	}
 }
 
+// noImage is for a slot that the user named.
+func noImage(err error, slot int) error {
+	return missing(err, fmt.Sprintf("there is no image in slot %d", slot), "See the slots with: slotfetch slots")
+}
+
 // tested words a test that said no: a failure, with its summary.
-func (a *app) tested(err error, slot int) error {
-	err = missing(err, fmt.Sprintf("there is no image in slot %d", slot), "See the slots with: slotfetch slots")
+func (a *app) tested(err error) error {
 	f, ok := errors.AsType[*failure](err)
 	if !ok || f.kind != "FirmwareTestFailed" {
 		return err
@@ -186,7 +190,7 @@ func (a *app) testSlot(ctx context.Context, arg string) error {
 	return a.with(http.MethodPost, pathTest, request, func(c *client) error {
 		var reply api.SlotTest
 		if err := c.afterTest(ctx, pathTest, request, &reply); err != nil {
-			return a.tested(err, n)
+			return a.tested(noImage(err, n))
 		}
 		return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) { p.line("%s", reply.Body.TestSummary) }})
 	})
@@ -221,7 +225,7 @@ func (u *upgrade) run(ctx context.Context, arg string) error {
 		}
 		var reply api.SlotTest
 		if err := c.afterTest(ctx, pathUpgrade, request, &reply); err != nil {
-			return a.tested(err, n)
+			return a.tested(noImage(err, n))
 		}
 		return a.show(view{doc: reply, ids: []string{reply.Body.UpgradeID}, text: func(p *page) {
 			p.line("%s", reply.Body.TestSummary)
@@ -266,7 +270,7 @@ func (u *upgrade) back(ctx context.Context) error {
 		}
 		var reply api.Upgrade
 		if err := c.afterTest(ctx, pathRollback, &u.RollbackRequest, &reply); err != nil {
-			return a.tested(err, reply.Body.ToSlot)
+			return a.tested(err)
 		}
 		return a.show(view{doc: reply, ids: []string{reply.Key}, text: func(p *page) {
 			if reply.Body.Rollback && reply.Body.Status == "requested" {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 
 	"slotfetch/api"
@@ -52,5 +53,22 @@ func TestLongTest(t *testing.T) {
 	invoke(t, "", "upgrade", "2", "--yes").want(t, exitNetwork, "The database is busy.")
 	if posts != 1 {
 		t.Errorf("asked %d times", posts)
+	}
+}
+
+// The slot to go back to is the box's to name.
+func TestRollbackToNothing(t *testing.T) {
+	b := withLogin(t)
+	b.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != pathRollback {
+			return false
+		}
+		refuse(w, 404, "ResourceNotFound", "There is no image in slot 3.", nil)
+		return true
+	}
+	r := invoke(t, "", "rollback", "--yes")
+	r.want(t, exitNotFound, "There is no image in slot 3")
+	if strings.Contains(r.stderr, "slot 0") {
+		t.Error(r.stderr)
 	}
 }

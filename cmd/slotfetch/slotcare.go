@@ -163,6 +163,15 @@ func (c *client) verifySlot(ctx context.Context, number int) (api.Slot, error) {
 		if s.Body.Empty() {
 			return s, &failure{code: exitNotFound, kind: "ResourceNotFound", message: fmt.Sprintf("slot %d was emptied meanwhile", number)}
 		}
+		if text(s.Body.ScrubbedAt) != before {
+			break
+		}
+		// Once more: a box that still reads has this wait for the same result, for a minute or so, and one that was restarted
+		// has forgotten that it was to read.
+		s = api.Slot{}
+		if resp, err = c.call(ctx, http.MethodPost, slotPath(number)+"/verify", nil, &s); err != nil {
+			return s, noImage(err, number)
+		}
 	}
 	return s, nil
 }

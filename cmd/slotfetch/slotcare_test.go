@@ -31,6 +31,27 @@ func TestVerifyLater(t *testing.T) {
 		t.Errorf("asked %d times", gets)
 	}
 	b.slots[0].Body.ScrubbedAt = &before
+	posts := 0
+	b.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost {
+			return false
+		}
+		if posts++; posts == 1 {
+			reply(w, 202, b.slots[0])
+			return true
+		}
+		s := b.slots[0]
+		s.Body.State, s.Body.ScrubbedAt = "ok", &after
+		reply(w, 200, s)
+		return true
+	}
+	invoke(t, "", "slots", "verify", "2", "--timeout", "1m").want(t, exitOK, "") // a box that was restarted and is asked again
+	b.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPost {
+			reply(w, 202, b.slots[0])
+		}
+		return r.Method == http.MethodPost
+	}
 	invoke(t, "", "slots", "verify", "2", "--timeout", "100ms").want(t, exitPending, "the box still reads; it goes on")
 }
 

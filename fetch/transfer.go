@@ -59,6 +59,9 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 	if err := d.rightSize(stream.Validator.Size); err != nil {
 		return err
 	}
+	if stream.Endless && !d.proved() {
+		return source.NewError("no_end", "The server does not say how long the image is, and nobody what its SHA-256 is.", nil)
+	}
 	if stream.Offset != d.w.Offset() {
 		if d.from != from && d.from != "" {
 			head, err := d.onProbation(stream)
@@ -136,13 +139,14 @@ func (d *download) onProbation(s *source.Stream) (head []byte, err error) {
 	case size >= 0 && int64(n) < size:
 		return head, source.NewError("broken", "The connection broke.", err)
 	}
-	if sum := fmt.Sprintf("%x", sha256.Sum256(head)); sum != d.f.SHA256 {
-		e := mismatch("SHA-256", d.f.SHA256, sum)
-		e.Message += hintHTML(head)
-		return head, e
+	if sum := fmt.Sprintf("%x", sha256.Sum256(head)); d.proved() && sum != d.f.SHA256 {
+		return head, asHTML(mismatch("SHA-256", d.f.SHA256, sum), head)
 	}
 	return head, nil
 }
+
+// proved tells whether it is known what the digest has to be. Without, what came is held to all else that can be known of it.
+func (d *download) proved() bool { return d.f.SHA256 != "" }
 
 // opened notes where an attempt begins.
 func (d *download) opened(s *source.Stream) error {
@@ -254,8 +258,10 @@ func (d *download) verify(ctx context.Context) error {
 	var e *source.Error
 	switch {
 	case errors.As(d.rightSize(d.w.Offset()), &e):
-	case d.f.SHA256 == "" && d.f.Sidecar == SidecarOptional:
-		return d.noteDigest(ctx, sum256, true) // nobody knows better
+	case !d.proved() && d.f.Sidecar == SidecarOptional:
+		if e = d.implausible(); e == nil {
+			return d.noteDigest(ctx, sum256, true) // nobody knows better
+		}
 	case sum256 != d.f.SHA256:
 		e = mismatch("SHA-256", d.f.SHA256, sum256)
 	case d.f.SHA512 != "" && sum512 != d.f.SHA512:
@@ -263,9 +269,7 @@ func (d *download) verify(ctx context.Context) error {
 	default:
 		return nil
 	}
-	head := make([]byte, 256)
-	n, _ := io.ReadFull(d.w.Prefix(), head)
-	e.Message += hintHTML(head[:n])
+	e = asHTML(e, d.head())
 	downloaded, total, _ := d.fl.progress.counts()
 	if err := d.restart(ctx); err != nil {
 		return err
@@ -274,14 +278,32 @@ func (d *download) verify(ctx context.Context) error {
 	return e
 }
 
+// implausible is why what came is certainly no image, whatever its digest; nil if it may be one.
+func (d *download) implausible() *source.Error {
+	switch {
+	case d.w.Offset() == 0:
+		return source.NewError("empty", "The image is empty.", nil)
+	case source.LooksLikeHTML(d.head()):
+		return source.NewError("html", "This is no image. The file was discarded.", nil)
+	}
+	return nil
+}
+
+// head is how the partial begins; empty if it cannot be read.
+func (d *download) head() []byte {
+	head := make([]byte, 256)
+	n, _ := io.ReadFull(d.w.Prefix(), head)
+	return head[:n]
+}
+
 func mismatch(name, want, got string) *source.Error {
 	return source.NewError("digest", fmt.Sprintf("%s mismatch: expected %s, got %s. The file was discarded.", name, want, got), nil)
 }
 
-// hintHTML is what to say of a file that begins with head and looks like an HTML page.
-func hintHTML(head []byte) string {
-	if !source.LooksLikeHTML(head[:min(len(head), 256)]) {
-		return ""
+// asHTML is e, unless a file that begins with head looks like an HTML page, which then explains it.
+func asHTML(e *source.Error, head []byte) *source.Error {
+	if !source.LooksLikeHTML(head) {
+		return e
 	}
-	return " It looks like an HTML page: check the URL, and whether a login page is in the way."
+	return source.NewError("html", e.Message+" It looks like an HTML page: check the URL, and whether a login page is in the way.", e.Err)
 }

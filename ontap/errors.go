@@ -160,7 +160,7 @@ func codeOf(e *api.Error) int {
 func faultCode(code string) int {
 	switch source.FaultOf(code).Code {
 	case "dns", "http_404", "http_410", "ftp_550", "ftp_553", "no_file", "file_missing", "file_root", "scheme", "redirect", "redirects", "redirect_scheme",
-		"redirect_downgrade", "egress", "egress_deny":
+		"redirect_downgrade", "egress", "egress_deny", "html":
 		return codeBadURL
 	case "deadline", "stalled", "low_speed":
 		return codeTimeLimit

@@ -443,6 +443,11 @@ func clusterSidecars(t *testing.T) {
 	if got := lax.loginAdmin(t).do(t, "GET", fetches+strings.TrimPrefix(job, jobsPath), ""); got.str("body.sha256") != small.SHA256() {
 		t.Error(got.raw)
 	}
+	// A login page is none of the images that go without a digest, and is named where one was wanted.
+	page := "<!DOCTYPE html><title>Log in</title>"
+	url = s.Handle("/page.iso", fetchtest.Raw(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(page), page)))
+	l.ends(t, l.job(t, wish(url)), "failure").is(t, "code", 10551885)
+	l.ends(t, l.job(t, wish(url, "checksum", sha(fetchtest.NewImage(7, 300_000)))), "failure").is(t, "code", 10551885)
 	// What is known to be wrong is refused there, too.
 	_, url = beside(t, fetchtest.NewImage(5, 300_000), map[string]string{sidecar: zeros + "\n"})
 	l.ends(t, l.job(t, wish(url)), "failure").is(t, "code", 10551359)

@@ -73,6 +73,9 @@ var faults = []Fault{
 	{"bad_resume", Permanent, "The server sent another part of the file than was asked for, or more of it.", elsewhere},
 	{"too_long", Permanent, "The server sent more bytes than it had announced.", elsewhere},
 	{"encoding", Permanent, "The server sent the file in a compressed form that was not asked for.", "Have compression switched off for this file, or use another server."},
+	{"html", Permanent, "The server sent an HTML page where the image should be.", "Check the URL, and whether a login page is in the way."},
+	{"no_end", Human, "The server does not say how long the file is, so that a connection that breaks looks like its end, and nobody said what the SHA-256 is.",
+		"Give checksum.sha256, publish a checksum file beside the image, or use another server."},
 	{"malformed_answer", Permanent, "What the server sent is against the protocol.", "Check the port of the URL, or use another server."},
 	{"redirect", Permanent, "A redirect without a target.", forbidden},
 	{"redirects", Permanent, "Too many redirects, one after another.", "Give the URL that they lead to."},
@@ -126,6 +129,7 @@ var faults = []Fault{
 	// The image.
 	{"digest", Permanent, "The file is not the one that was asked for; it was not kept.",
 		"Compare checksum.sha256 with what the publisher says; if it is right, the file on the server is another or damaged."},
+	{"empty", Permanent, "The file has no bytes, and nobody said what its SHA-256 is.", "Check the URL, and the file on the server."},
 	{"too_large", Human, "The image is larger than fetch.max_size.", "Raise fetch.max_size in the agent's configuration if it should be allowed."},
 	{"version_exists", Human, "Another slot has an image of the same version with other content.", "Delete that package first."},
 	{"not_iso", Permanent, "The image is no ISO 9660 file system, and slots.require_iso asks for one.", "Check that the URL is that of a firmware image."},

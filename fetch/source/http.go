@@ -262,7 +262,8 @@ func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Val
 		return nil, err
 	}
 	got := Validator{ETag: strongETag(resp.Header.Get("ETag")), Modified: modified(resp.Header), Size: resp.ContentLength}
-	s := &Stream{Validator: got, read: resp.Body, ranges: !strings.EqualFold(resp.Header.Get("Accept-Ranges"), "none")}
+	s := &Stream{Validator: got, read: resp.Body, Endless: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0,
+		ranges: !strings.EqualFold(resp.Header.Get("Accept-Ranges"), "none")}
 	if resp.StatusCode == http.StatusOK {
 		return s, nil // also the answer to a Range whose file has changed: the stream starts at 0
 	}

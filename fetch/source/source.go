@@ -117,6 +117,9 @@ type Stream struct {
 	Validator Validator
 	// TLSVerified is nil without TLS, else whether every server on the way verified.
 	TLSVerified *bool
+	// Endless tells that neither a length nor a last chunk says where the file ends, so that a connection that breaks looks like
+	// the end.
+	Endless bool
 
 	read  io.Reader
 	close func() error

@@ -1,0 +1,89 @@
+package fetch_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"slotfetch/fetch"
+	"slotfetch/fetch/fetchtest"
+	"slotfetch/store"
+)
+
+// alone enqueues a fetch whose request says nothing of a digest, and which goes on without.
+func (b *box) alone(raw string, change func(*fetch.Request)) string {
+	b.t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	q := fetch.Request{URL: u, Sidecar: fetch.SidecarOptional}
+	if change != nil {
+		change(&q)
+	}
+	f, err := b.fetch.Enqueue(q, admin)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return f.Key
+}
+
+// TestImplausible: without a digest, what is certainly no image, or perhaps not all of it, gets into no slot.
+func TestImplausible(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(140, 300_000)
+	file := func(change func(*fetchtest.File)) fetchtest.Handler {
+		f := fetchtest.Whole(img)
+		change(&f)
+		return f.Serve
+	}
+	for _, tc := range []struct {
+		name   string
+		h      fetchtest.Handler
+		status store.Status
+		code   string
+	}{
+		{"a file", file(func(*fetchtest.File) {}), store.Finished, ""},
+		{"in chunks", file(func(f *fetchtest.File) { f.Chunked = true }), store.Finished, ""},
+		{"in chunks, cut", file(func(f *fetchtest.File) { f.Chunked, f.Fault, f.After = true, fetchtest.FIN, 100_000 }), store.Failed, "broken"},
+		{"without a length", file(func(f *fetchtest.File) { f.Length = -1 }), store.Failed, "no_end"},
+		{"without a length, cut", file(func(f *fetchtest.File) { f.Length, f.Fault, f.After = -1, fetchtest.FIN, 100_000 }), store.Failed, "no_end"},
+		{"a login page", text("\n<!DOCTYPE html><title>Log in</title>"), store.Failed, "html"},
+		{"nothing", text(""), store.Failed, "empty"},
+		{"nothing in chunks", fetchtest.Raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), store.Failed, "empty"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, t.TempDir(), nil)
+			f := b.until(b.alone(fetchtest.NewHTTP(t, nil).Handle("/a.iso", tc.h), nil), final)
+			if f.Status != tc.status || f.ErrorCode != tc.code {
+				t.Fatalf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
+			}
+			if f.Status == store.Finished {
+				b.holds(*f.SlotID, img.SHA256())
+				return
+			}
+			list, err := b.slots.List()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range list {
+				if s.Manifest != nil {
+					t.Errorf("slot %d has %+v", s.ID, s.Manifest)
+				}
+			}
+		})
+	}
+}
+
+// TestPageForImage: a page where the image should be is named, whatever digest was wanted.
+func TestPageForImage(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, t.TempDir(), nil)
+	want := fetchtest.NewImage(141, 1000).SHA256()
+	f := b.until(b.enqueue(fetchtest.NewHTTP(t, nil).Handle("/a.iso", text("<html>Log in")), want), final)
+	if f.ErrorCode != "html" || !strings.HasPrefix(f.Error, fmt.Sprintf("SHA-256 mismatch: expected %s, got ", want)) || !strings.Contains(f.Error, "login page") {
+		t.Errorf("got %s %q", f.ErrorCode, f.Error)
+	}
+}

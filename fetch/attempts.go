@@ -67,7 +67,7 @@ func (d *download) request(u *url.URL, cred *source.Credentials) source.Request 
 			verify = source.VerifyAlways
 		}
 	}
-	return source.Request{URL: u, Credentials: cred, Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256}
+	return source.Request{URL: u, Credentials: cred, Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256, Unproved: !d.proved()}
 }
 
 // attempts tries the candidates until one delivers. An attempt that got further is repeated at the same candidate;

@@ -87,3 +87,57 @@ func TestPageForImage(t *testing.T) {
 		t.Errorf("got %s %q", f.ErrorCode, f.Error)
 	}
 }
+
+// TestTwoFiles: without a digest, a file that was exchanged for another of the same size and date is never continued; a
+// strong entity tag is proof enough.
+func TestTwoFiles(t *testing.T) {
+	t.Parallel()
+	const half = 4 << 20
+	one, two := fetchtest.NewImage(142, 2*half), fetchtest.NewImage(143, 2*half)
+	dated := func(img *fetchtest.Image, fault fetchtest.Fault) fetchtest.Handler {
+		f := fetchtest.Whole(img)
+		f.ETag, f.Fault, f.After = "", fault, half
+		return f.Serve
+	}
+	tagged := func(fault fetchtest.Fault) fetchtest.Handler {
+		f := fetchtest.Whole(one)
+		f.Fault, f.After = fault, half
+		return f.Serve
+	}
+	untold := fetchtest.Whole(two)
+	untold.ETag, untold.NoIfRange = "", true
+	web := func(handlers ...fetchtest.Handler) func(*testing.T) string {
+		return func(t *testing.T) string {
+			return fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Sequence(handlers...))
+		}
+	}
+	for _, tc := range []struct {
+		name string
+		raw  func(*testing.T) string
+		stop bool // the agent, in the middle
+		want *fetchtest.Image
+		from int64
+	}{
+		{"HTTP breaks", web(dated(one, fetchtest.FIN), dated(two, fetchtest.None)), false, two, 0},
+		{"HTTP, the agent stops", web(dated(one, fetchtest.Stall), dated(two, fetchtest.None)), true, two, 0},
+		{"HTTP with a tag breaks", web(tagged(fetchtest.FIN), tagged(fetchtest.None)), false, one, half},
+		{"HTTP with a tag, the agent stops", web(tagged(fetchtest.Stall), tagged(fetchtest.None)), true, one, half},
+		{"HTTP, a tag that is not repeated", web(tagged(fetchtest.FIN), untold.Serve), false, two, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, t.TempDir(), nil)
+			key := b.alone(tc.raw(t), nil)
+			if tc.stop {
+				b.arrives(key, half)
+				b.close()
+				b = newBox(t, b.dir, nil)
+			}
+			f := b.until(key, final)
+			if f.Status != store.Finished || f.ResumedFrom != tc.from {
+				t.Fatalf("got %+v", f)
+			}
+			b.holds(*f.SlotID, tc.want.SHA256())
+		})
+	}
+}

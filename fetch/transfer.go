@@ -34,7 +34,7 @@ func (d *download) attempt(ctx context.Context, c *candidate) error {
 	d.fl.progress.set(store.Downloading, f.Attempts)
 	d.m.notify()
 	return d.logged(ctx, f.Attempts, c, func(req source.Request) error {
-		if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size {
+		if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size || !d.proved() && d.validator.ETag == "" {
 			if err := d.transfer(ctx, c.url, req); err != nil {
 				return err
 			}
@@ -194,7 +194,7 @@ func (d *download) due(n int) bool {
 // hasher and writer at rest. A row that cannot be written costs nothing but a longer way back after a crash.
 func (d *download) checkpoint() error {
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	if !d.validator.Resumable() || d.w.Offset()%block != 0 {
+	if !d.validator.May(source.Request{Unproved: !d.proved()}) || d.w.Offset()%block != 0 {
 		return nil
 	}
 	if err := d.w.Sync(); err != nil {

@@ -23,7 +23,7 @@ func (c *Client) openHTTP(ctx context.Context, req Request, offset int64, v Vali
 		return nil, err
 	}
 	s, err := c.openSpan(ctx, req, span{offset, -1}, v, &lines{c: c, t: t, trace: req.Trace})
-	if err != nil || !c.spreads(s) {
+	if err != nil || !c.spreads(req, s) {
 		return s, err
 	}
 	return c.spread(ctx, req, t, s), nil
@@ -40,7 +40,7 @@ func (c *Client) openSpan(ctx context.Context, req Request, part span, v Validat
 			return nil, err
 		}
 		if !isRedirect(resp.StatusCode) {
-			s, err := streamHTTP(resp, u, req.SHA256, part, v)
+			s, err := streamHTTP(resp, u, req, part, v)
 			if err != nil {
 				resp.Body.Close()
 				return nil, err
@@ -251,14 +251,14 @@ func proxyAuthError() *Error {
 }
 
 // streamHTTP turns an answer that is no redirect into a stream, or says why it is none.
-func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Validator) (*Stream, error) {
+func streamHTTP(resp *http.Response, u *url.URL, req Request, part span, v Validator) (*Stream, error) {
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return nil, statusError(resp, u)
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return nil, NewError("encoding", "The server insists on a content encoding, though the image was asked for as it is.", nil)
 	}
-	if err := checkDigest(resp.Header, sha256); err != nil {
+	if err := checkDigest(resp.Header, req.SHA256); err != nil {
 		return nil, err
 	}
 	got := Validator{ETag: strongETag(resp.Header.Get("ETag")), Modified: modified(resp.Header), Size: resp.ContentLength}
@@ -272,7 +272,8 @@ func streamHTTP(resp *http.Response, u *url.URL, sha256 string, part span, v Val
 	case part.From == 0 && part.To < 0, !ok, start != part.From,
 		v.Size >= 0 && total != v.Size,
 		resp.ContentLength >= 0 && resp.ContentLength != end-start+1,
-		part.To < 0 && end != total-1, part.To >= 0 && end != part.To:
+		part.To < 0 && end != total-1, part.To >= 0 && end != part.To,
+		req.Unproved && got.ETag == "":
 		return nil, NewError("bad_resume", "The server does not resume correctly.", nil)
 	}
 	s.Offset, s.Validator.Size = part.From, total

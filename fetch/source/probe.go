@@ -99,12 +99,12 @@ func (r *Report) Set(c Check) {
 func (c *Client) Probe(ctx context.Context, req Request) Report {
 	p, stop := c.newProbe(ctx, req, "digest", "size", "rate", "resume")
 	defer stop()
-	p.req.assumed = true
+	p.req.assumed, p.req.Unproved = true, false
 	s := p.open()
 	if s == nil {
 		return p.report
 	}
-	p.spread = c.spreads(s)
+	p.spread = c.spreads(p.req, s)
 	p.length()
 	p.sample(s)
 	p.close(s)

@@ -1,6 +1,7 @@
 package source_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"testing"
@@ -127,5 +128,43 @@ func TestHTTPValidator(t *testing.T) {
 				t.Errorf("got %+v, resumable %v; want %+v", v, v.Resumable(), tc.want)
 			}
 		})
+	}
+}
+
+// TestUnproved: where nobody proves that the parts belong together, only a strong entity tag lets a file come in parts.
+func TestUnproved(t *testing.T) {
+	const from = 1000
+	good := fetchtest.Whole(image)
+	dated := good
+	dated.ETag = ""
+	dumb := dated
+	dumb.NoIfRange = true
+	stamp := good.Modified.Format(http.TimeFormat)
+	web := func(f fetchtest.File) string { return fetchtest.NewHTTP(t, nil).Handle("/x.iso", f.Serve) }
+	ftp := fetchtest.NewFTP(t, fetchtest.Script{Files: map[string]*fetchtest.Image{"x.iso": image}, Modified: good.Modified}).URL + "/x.iso"
+	for _, tc := range []struct {
+		name, raw string
+		v         source.Validator
+		proved    int64 // where it begins if there is proof
+		unproved  int64 // and if there is none; -1 for a refusal
+	}{
+		{"strong ETag", web(good), source.Validator{ETag: good.ETag, Modified: stamp, Size: image.Size()}, from, from},
+		{"date", web(dated), source.Validator{Modified: stamp, Size: image.Size()}, from, 0},
+		{"ETag that is not repeated", web(dumb), source.Validator{ETag: good.ETag, Modified: stamp, Size: image.Size()}, from, -1},
+		{"FTP", ftp, source.Validator{Modified: good.Modified.Format(time.RFC3339), Size: image.Size()}, from, 0},
+	} {
+		for unproved, want := range map[bool]int64{false: tc.proved, true: tc.unproved} {
+			s, err := client(t, patient()).Open(t.Context(), source.Request{URL: parse(t, tc.raw), Unproved: unproved}, from, tc.v)
+			var e *source.Error
+			switch {
+			case want < 0 && (!errors.As(err, &e) || e.Code != "bad_resume"):
+				t.Errorf("%s, unproved %v: %v", tc.name, unproved, err)
+			case want >= 0 && (err != nil || s.Offset != want):
+				t.Errorf("%s, unproved %v: %+v, %v, want offset %d", tc.name, unproved, s, err, want)
+			}
+			if s != nil {
+				s.Close()
+			}
+		}
 	}
 }

@@ -75,6 +75,9 @@ type Request struct {
 	SHA256 string
 	// Signed says that the caller will verify a signature over the content, which for VerifyAuto is as good as a digest.
 	Signed bool `json:"-"`
+	// Unproved says that nobody will prove that the parts of the file belong together: only a strong entity tag lets it come in
+	// parts. A date with a size, which is good enough where a digest has the last word, is the same after some changes.
+	Unproved bool `json:"-"`
 	// Trace, if not nil, is told what the attempt does before its first byte.
 	Trace *Trace `json:"-"`
 
@@ -94,6 +97,11 @@ type Validator struct {
 // Resumable tells whether the validator can prove that a partial belongs to the file that is served later.
 func (v Validator) Resumable() bool {
 	return v.ETag != "" || v.Modified != "" && v.Size >= 0
+}
+
+// May tells whether a file with this validator may come in parts, by what req wants of it.
+func (v Validator) May(req Request) bool {
+	return v.Resumable() && (v.ETag != "" || !req.Unproved)
 }
 
 // same tells whether two validators certainly describe the same file.
@@ -222,7 +230,7 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if offset > 0 && !v.Resumable() {
+	if offset > 0 && !v.May(req) {
 		offset = 0
 	}
 	switch req.URL.Scheme {

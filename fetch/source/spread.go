@@ -37,8 +37,8 @@ type spreadLimits struct {
 var defaultLimits = spreadLimits{least: 64 << 20, segment: 4 << 20, window: time.Second, enough: 80 << 20, growth: 1.1, auto: 8}
 
 // spreads tells whether a stream is worth and fit to be spread: long, of known length, with proof that a range is of the same file.
-func (c *Client) spreads(s *Stream) bool {
-	return c.cfg.Connections != 1 && s.ranges && s.Validator.Resumable() && s.Validator.Size-s.Offset >= c.limit.least
+func (c *Client) spreads(req Request, s *Stream) bool {
+	return c.cfg.Connections != 1 && s.ranges && s.Validator.May(req) && s.Validator.Size-s.Offset >= c.limit.least
 }
 
 // spread is the reader behind a spread stream.

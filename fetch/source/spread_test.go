@@ -312,3 +312,21 @@ func TestSpreadBack(t *testing.T) {
 		})
 	}
 }
+
+// Without proof, a file that has no strong entity tag comes over one connection.
+func TestSpreadUnproved(t *testing.T) {
+	img := fetchtest.NewImage(69, 8*mib)
+	for unproved, spread := range map[bool]bool{false: true, true: false} {
+		s := newRanged(t, img, func(s *ranged) {
+			s.before = func(w http.ResponseWriter, r *http.Request, _ int64) bool {
+				w.Header().Set("Last-Modified", "Mon, 04 May 2020 08:00:01 GMT")
+				http.ServeContent(w, r, "", time.Date(2020, 5, 4, 8, 0, 1, 0, time.UTC), io.NewSectionReader(img, 0, img.Size()))
+				return true
+			}
+		})
+		readAll(t, spreading(t, 4), source.Request{URL: parse(t, s.URL+"/x.iso"), Unproved: unproved}, img, 0, source.Validator{})
+		if got := s.asked.Load() > 1; got != spread {
+			t.Errorf("unproved %v: asked %d times", unproved, s.asked.Load())
+		}
+	}
+}

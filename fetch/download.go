@@ -96,8 +96,14 @@ func (d *download) bring(ctx context.Context) (err error) {
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
+	known := d.proved()
 	if err := d.attempts(ctx); err != nil {
 		return err
+	}
+	if !known { // until it was all here
+		if done, err := d.reuse(ctx); done || err != nil {
+			return err
+		}
 	}
 	return d.install(ctx)
 }

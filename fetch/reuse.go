@@ -50,13 +50,13 @@ func requestHash(key []byte, q Request) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// reuse finishes a claimed fetch without a download if a slot has the image by now.
+// reuse finishes a claimed fetch if a slot has the image by now. What was downloaded is removed.
 func (d *download) reuse(ctx context.Context) (done bool, err error) {
 	s := d.m.holder(d.f)
 	if s == nil {
 		return false, nil
 	}
-	if err := d.m.cfg.Slots.RemovePartial(d.f.Key); err != nil {
+	if err := d.abort(); err != nil {
 		return false, errWrite{err}
 	}
 	if err := d.insist(ctx, "finished", func() error {
@@ -66,6 +66,6 @@ func (d *download) reuse(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	d.m.metrics.ended(store.Finished)
-	d.log.Info("fetch finished without a download: the image is there", "slot", s.ID)
+	d.log.Info("fetch finished without filling a slot: the image is there", "slot", s.ID)
 	return true, nil
 }

@@ -3,6 +3,7 @@ package fetch_test
 import (
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -139,5 +140,37 @@ func TestTwoFiles(t *testing.T) {
 			}
 			b.holds(*f.SlotID, tc.want.SHA256())
 		})
+	}
+}
+
+// TestAloneTwice: what turns out to be in a slot already fills no second one, unless that is asked for.
+func TestAloneTwice(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(144, 300_000)
+	raw := fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Whole(img).Serve)
+	b := newBox(t, t.TempDir(), nil)
+	two := 2
+	for _, tc := range []struct {
+		change func(*fetch.Request)
+		slot   int
+		there  bool
+	}{
+		{nil, 1, false},
+		{nil, 1, true},
+		{func(q *fetch.Request) { q.Slot = &two }, 2, false},
+		{func(q *fetch.Request) { q.Force = true }, 3, false},
+	} {
+		key := b.alone(raw, tc.change)
+		f := b.until(key, final)
+		if f.Status != store.Finished || *f.SlotID != tc.slot || f.Deduplicated != tc.there || f.SHA256 != img.SHA256() || f.BytesDownloaded != img.Size() {
+			t.Errorf("want slot %d, there %v; got %+v", tc.slot, tc.there, f)
+		}
+		if left, err := filepath.Glob(filepath.Join(b.dir, "slots", ".part", key+"*")); err != nil || len(left) != 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+	}
+	// The slot that was reserved for the second is free again.
+	if f := b.until(b.alone(fetchtest.NewHTTP(t, nil).Handle("/b.iso", fetchtest.Whole(fetchtest.NewImage(145, 1000)).Serve), nil), final); *f.SlotID != 4 {
+		t.Errorf("got %+v", f)
 	}
 }

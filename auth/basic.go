@@ -14,11 +14,12 @@ import (
 )
 
 // This file takes a name and a password with each request, for clients that know no session. A password is expensive to
-// check, so a pair that was right is remembered: as a keyed hash, for some minutes, and until the user is changed.
+// check, so a pair that was right is remembered: as a keyed hash, while it is in use, and until the user is changed. Whoever
+// polls with it is then not shut out by the guesses of others.
 
 const (
-	// pairLife is how long a pair is remembered after it was checked.
-	pairLife = 5 * time.Minute
+	// pairIdle and pairLife are how long a pair is remembered after its last use, and after it was checked.
+	pairIdle, pairLife = 5 * time.Minute, 12 * time.Hour
 	// maxPairs bounds the memory.
 	maxPairs = 1000
 )
@@ -39,7 +40,7 @@ type pair [sha256.Size]byte
 // knownPair is a pair that was right for as long as the user's password hash stays the same.
 type knownPair struct {
 	user, passwordHash string
-	until              time.Time
+	checked, until     time.Time
 }
 
 // PerRequest takes HTTP Basic beside sessions (ONTAP contract section 2.1). A live session wins; a login makes none.
@@ -103,11 +104,16 @@ func (b *perRequest) remembered(r *http.Request, p pair) (u store.User, ok bool,
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return u, false, err
 	}
-	if err == nil && !u.Disabled && u.PasswordHash == k.passwordHash && b.a.now().Before(k.until) {
-		return u, true, nil
-	}
+	now := b.a.now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err == nil && !u.Disabled && u.PasswordHash == k.passwordHash && now.Before(k.until) {
+		if _, there := b.known[p]; there {
+			k.until = earlier(now.Add(pairIdle), k.checked.Add(pairLife))
+			b.known[p] = k
+		}
+		return u, true, nil
+	}
 	delete(b.known, p)
 	return u, false, nil
 }
@@ -135,7 +141,14 @@ func (b *perRequest) verify(r *http.Request, p pair, name, password string) (u s
 		}
 	}
 	if len(b.known) < maxPairs {
-		b.known[p] = knownPair{user: u.Name, passwordHash: u.PasswordHash, until: now.Add(pairLife)}
+		b.known[p] = knownPair{user: u.Name, passwordHash: u.PasswordHash, checked: now, until: now.Add(pairIdle)}
 	}
 	return u, true, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }

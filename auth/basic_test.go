@@ -102,3 +102,32 @@ func TestPerRequestTogether(t *testing.T) {
 	release()
 	group.Wait()
 }
+
+// TestPerRequestPolls: who keeps asking is not shut out by guesses at the name, but the password is checked again at last.
+func TestPerRequestPolls(t *testing.T) {
+	b := newBox(t)
+	a := b.auth.PerRequest()
+	good := basic("ann", password)
+	asks := func(want bool) {
+		t.Helper()
+		if _, ok := ask(t, a, good); ok != want {
+			t.Fatalf("passes %v", ok)
+		}
+	}
+	asks(true)
+	for passed := time.Duration(0); passed < 12*time.Hour-4*time.Minute; passed += 4 * time.Minute {
+		if passed%(8*time.Minute) == 0 {
+			for range 10 {
+				ask(t, a, basic("ann", "wrong"))
+			}
+		}
+		asks(true)
+		b.clock.add(4 * time.Minute)
+	}
+	asks(true)
+	for range 20 {
+		ask(t, a, basic("ann", "wrong"))
+	}
+	b.clock.add(4 * time.Minute)
+	asks(false) // after 12 hours it is a password like any other
+}

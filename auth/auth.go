@@ -61,8 +61,12 @@ type Auth struct {
 	queue    chan struct{} // logins that wait for the turn, or have it
 	turn     chan struct{} // the one whose password is checked
 
-	mu   sync.Mutex
-	seen map[string]*use // by token hash
+	mu       sync.Mutex
+	seen     map[string]*use // by token hash
+	due      map[string]bool // sessions whose use is to be written down
+	flushing bool            // by a goroutine, which ends when none is due
+	closed   bool
+	group    sync.WaitGroup
 }
 
 // use is when a session was last used, in memory and on disk.
@@ -78,7 +82,7 @@ func Open(cfg Config) (*Auth, error) {
 		cfg.Uptime = func() time.Duration { return time.Since(start) }
 	}
 	now := (&clock{wall: cfg.Now, uptime: cfg.Uptime}).now
-	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), seen: map[string]*use{},
+	a := &Auth{cfg: cfg, now: now, throttle: newThrottle(now), seen: map[string]*use{}, due: map[string]bool{},
 		queue: make(chan struct{}, maxLogins), turn: make(chan struct{}, 1)}
 	err := cfg.Store.ExpireSessions(now().Add(-IdleLimit), now().Add(-Lifetime))
 	switch {
@@ -92,6 +96,10 @@ func Open(cfg Config) (*Auth, error) {
 
 // Close writes down when sessions were last used.
 func (a *Auth) Close() error {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	a.group.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
@@ -153,13 +161,11 @@ func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
 	// booted. How long ago it was is not known: the session does not count, but stays until the clock is set.
 	early := s.CreatedAt.After(now.Add(time.Second)) || u.last.After(now.Add(time.Second))
 	alive := !dead && !early
-	flush := false
 	if alive {
 		a.seen[string(s.TokenHash)] = u
 		u.last = now
-		flush = now.Sub(u.flushed) >= flushAfter
-		if flush {
-			u.flushed = now
+		if now.Sub(u.flushed) >= flushAfter {
+			a.flushLocked(string(s.TokenHash))
 		}
 	} else {
 		delete(a.seen, string(s.TokenHash))
@@ -173,12 +179,52 @@ func (a *Auth) use(s store.Session) (left time.Duration, ok bool) {
 	if !alive {
 		return 0, false
 	}
-	if flush {
-		if err := a.cfg.Store.TouchSession(s.TokenHash, now); err != nil {
+	return min(IdleLimit, Lifetime-now.Sub(s.CreatedAt)), true
+}
+
+// flushLocked has the use of a session written down, by a goroutine of which there is one at a time: no request waits for a
+// database that somebody else has locked.
+func (a *Auth) flushLocked(hash string) {
+	if a.closed {
+		return // Close writes it
+	}
+	a.due[hash] = true
+	if !a.flushing {
+		a.flushing = true
+		a.group.Go(a.flush)
+	}
+}
+
+// flush writes down what is due until nothing is.
+func (a *Auth) flush() {
+	for {
+		hash, last, ok := a.nextDue()
+		if !ok {
+			return
+		}
+		if err := a.cfg.Store.TouchSession([]byte(hash), last); err != nil {
 			a.cfg.Log.Warn("cannot note the use of a session", "err", err)
 		}
 	}
-	return min(IdleLimit, Lifetime-now.Sub(s.CreatedAt)), true
+}
+
+// nextDue takes one session out of those that are due; ok is false, and the flushing over, if there is none, or Close will
+// write them all.
+func (a *Auth) nextDue() (hash string, last time.Time, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for hash := range a.due {
+		if a.closed {
+			break
+		}
+		delete(a.due, hash)
+		if u := a.seen[hash]; u != nil {
+			u.flushed = u.last
+			return hash, u.last, true
+		}
+	}
+	a.flushing = false
+	return "", time.Time{}, false
 }
 
 // remember notes a new session, and lets go of those that are over by now: of many nobody asks again.

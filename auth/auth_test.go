@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -553,6 +554,53 @@ func TestPassword(t *testing.T) {
 		strings.Replace(phc, "m=7168", "m=4000000", 1), phc[:len(phc)-4], phc + "$"} {
 		if auth.CheckPassword(bad, "a") {
 			t.Error(bad)
+		}
+	}
+}
+
+// TestLockedDatabase: no request waits for the use of its session to be written down, and it is written in the end.
+func TestLockedDatabase(t *testing.T) {
+	b := newBox(t)
+	cookies := []string{"session_id=" + b.login("ann"), "session_id=" + b.login("bob")}
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.dir, "slotfetch.db")+"?_busy_timeout=5000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	seen := func() (oldest int64) {
+		if err := db.QueryRow("SELECT min(last_seen) FROM sessions").Scan(&oldest); err != nil {
+			t.Fatal(err)
+		}
+		return oldest
+	}
+	for _, stop := range []bool{false, true} {
+		if _, err := db.Exec("BEGIN IMMEDIATE"); err != nil {
+			t.Fatal(err)
+		}
+		b.clock.add(31 * time.Second)
+		begun := time.Now()
+		for range 10 {
+			for _, cookie := range cookies {
+				if r := b.do("GET", "/api/x", "Cookie", cookie); r.status != 200 {
+					t.Fatalf("%+v", r)
+				}
+			}
+		}
+		if took := time.Since(begun); took > 4*time.Second { // a writer waits for five
+			t.Errorf("took %s", took)
+		}
+		if _, err := db.Exec("ROLLBACK"); err != nil {
+			t.Fatal(err)
+		}
+		if stop {
+			b.stop()
+			b.start()
+		}
+		for end := time.Now().Add(20 * time.Second); seen() != b.clock.now().UnixMilli(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("stop %v: last seen at %d, want %d", stop, seen(), b.clock.now().UnixMilli())
+			}
 		}
 	}
 }

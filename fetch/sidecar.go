@@ -68,9 +68,15 @@ func notThere(err error) (why string, ok bool) {
 		return "not there", true
 	case code == "no_file":
 		return "no file name", true
+	case code == "encoding":
+		return "compressed", true
+	case code == "too_large":
+		return "too large", true
+	case code == "file_type":
+		return "no file", true
 	case code == "http_408", code == "http_429", code == "http_407": // trouble on the way
 		return "", false
-	case strings.HasPrefix(code, "http_4"), code == "ftp_550", code == "ftp_553":
+	case strings.HasPrefix(code, "http_2"), strings.HasPrefix(code, "http_4"), code == "ftp_550", code == "ftp_553":
 		return code[strings.IndexByte(code, '_')+1:], true
 	}
 	return "", false

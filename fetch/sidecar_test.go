@@ -3,12 +3,15 @@ package fetch_test
 import (
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"slotfetch/fetch"
 	"slotfetch/fetch/fetchtest"
+	"slotfetch/fetch/source"
 	"slotfetch/store"
 )
 
@@ -172,5 +175,53 @@ func TestAloneTwice(t *testing.T) {
 	// The slot that was reserved for the second is free again.
 	if f := b.until(b.alone(fetchtest.NewHTTP(t, nil).Handle("/b.iso", fetchtest.Whole(fetchtest.NewImage(145, 1000)).Serve), nil), final); *f.SlotID != 4 {
 		t.Errorf("got %+v", f)
+	}
+}
+
+// TestNothingOfUse: whatever a server has in the place of a checksum file, if it is no trouble, is none.
+func TestNothingOfUse(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(146, 1000)
+	for name, h := range map[string]fetchtest.Handler{
+		"204":        fetchtest.Raw("HTTP/1.1 204 No Content\r\n\r\n"),
+		"compressed": fetchtest.Raw("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx"),
+		"too large":  fetchtest.Raw("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nx"),
+	} {
+		srv := fetchtest.NewHTTP(t, nil)
+		raw := srv.Handle("/d/a.iso", fetchtest.Whole(img).Serve)
+		srv.Handle("/d/a.iso.sha256", h)
+		b := newBox(t, t.TempDir(), func(c *fetch.Config) {
+			var err error
+			if c.Source, err = source.New(source.Config{Egress: fetchtest.Loopback(), MaxSize: 10_000}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		required := func(q *fetch.Request) { q.Sidecar = fetch.SidecarRequired }
+		f := b.until(b.alone(raw, required), final)
+		if f.ErrorCode != "no_checksum" || !strings.Contains(f.Error, "tried a.iso.sha256 ("+name+") and SHA256SUMS (404)") {
+			t.Errorf("%s: got %s %s %q", name, f.Status, f.ErrorCode, f.Error)
+		}
+		srv.Handle("/d/SHA256SUMS", text(img.SHA256()+"  a.iso\n"))
+		if f := b.until(b.alone(raw, required), final); f.Status != store.Finished {
+			t.Errorf("%s: got %s %s %q", name, f.Status, f.ErrorCode, f.Error)
+		}
+	}
+	// A directory is in its place.
+	dir := t.TempDir()
+	img.WriteFile(t, dir, "a.iso", time.Now())
+	if err := os.Mkdir(filepath.Join(dir, "a.iso.sha256"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "SHA256SUMS"), []byte(img.SHA256()+"  a.iso\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, t.TempDir(), func(c *fetch.Config) {
+		var err error
+		if c.Source, err = source.New(source.Config{FileRoots: []string{dir}}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if f := b.until(b.alone("file://"+filepath.Join(dir, "a.iso"), nil), final); f.Status != store.Finished {
+		t.Errorf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
 	}
 }

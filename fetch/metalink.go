@@ -17,7 +17,7 @@ const maxPlaces = 16
 
 // isMetalink tells by the name.
 func isMetalink(u *url.URL) bool {
-	return strings.HasSuffix(strings.ToLower(u.Path), ".meta4")
+	return strings.HasSuffix(strings.ToLower(source.Untyped(u).Path), ".meta4")
 }
 
 // expand reads the Metalink that is candidate i and puts what it lists in its place. What a Metalink says of the digest

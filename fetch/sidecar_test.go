@@ -225,3 +225,38 @@ func TestNothingOfUse(t *testing.T) {
 		t.Errorf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
 	}
 }
+
+// TestTypedURL: what an FTP URL says of the kind of transfer is no part of a name.
+func TestTypedURL(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(147, 1000)
+	srv := fetchtest.NewFTP(t, fetchtest.Script{Files: map[string]*fetchtest.Image{"d/a.iso": img}})
+	b := newBox(t, t.TempDir(), nil)
+	f := b.until(b.alone(srv.URL+"/d/a.iso;type=i", func(q *fetch.Request) { q.Sidecar = fetch.SidecarRequired }), final)
+	if f.ErrorCode != "no_checksum" || !strings.HasPrefix(f.Error, "No SHA-256 for a.iso: tried a.iso.sha256 (550) and SHA256SUMS (550).") {
+		t.Errorf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
+	}
+	f = b.until(b.alone(srv.URL+"/d/a.iso;type=I", nil), final)
+	if f.Status != store.Finished {
+		t.Fatalf("got %s %s %q", f.Status, f.ErrorCode, f.Error)
+	}
+	b.holds(*f.SlotID, img.SHA256())
+	list, err := b.slots.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := list[0].Manifest; m == nil || m.Name != "a.iso" {
+		t.Errorf("got %+v", m)
+	}
+	asked := map[string]bool{}
+	for _, s := range srv.Sessions() {
+		for _, c := range s.Commands() {
+			asked[c] = true
+		}
+	}
+	for _, c := range []string{"RETR d/a.iso.sha256", "RETR d/SHA256SUMS", "RETR d/a.iso"} {
+		if !asked[c] {
+			t.Errorf("no %s in %v", c, asked)
+		}
+	}
+}

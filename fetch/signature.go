@@ -172,7 +172,7 @@ func (d *download) readBeside(ctx context.Context, req source.Request) (text str
 
 // beside is the place called like u with this ending.
 func beside(u *url.URL, ending string) *url.URL {
-	b := *u
+	b := *source.Untyped(u)
 	if b.RawPath != "" {
 		b.RawPath += ending
 	}

@@ -134,9 +134,32 @@ func Origin(u *url.URL) string {
 
 // FileName is the last segment of the path of u, for naming the image; empty if there is none.
 func FileName(u *url.URL) string {
-	name := path.Base(u.Path)
+	name := path.Base(Untyped(u).Path)
 	if name == "." || name == "/" {
 		return ""
 	}
 	return name
+}
+
+// Untyped is u without what may be behind the name of a file in an FTP URL, for the transfer that is made in any case: ;type=i.
+func Untyped(u *url.URL) *url.URL {
+	const typed = ";type=i"
+	cut := func(s string) (string, bool) {
+		i := len(s) - len(typed)
+		if i < 0 || !strings.EqualFold(s[i:], typed) {
+			return s, false
+		}
+		return s[:i], true
+	}
+	name, ok := cut(u.Path)
+	if !ok || u.Scheme != "ftp" && u.Scheme != "ftps" {
+		return u
+	}
+	b := *u
+	if b.Path = name; b.RawPath != "" {
+		if b.RawPath, ok = cut(b.RawPath); !ok {
+			b.RawPath = "" // it was written in another way
+		}
+	}
+	return &b
 }

@@ -204,6 +204,9 @@ func TestOriginAndFileName(t *testing.T) {
 		{"https://example.com", "https://example.com:443", ""},
 		{"https://example.com:8443/x.iso?a/b", "https://example.com:8443", "x.iso"},
 		{"ftp://example.com/%2Fa%20b.iso", "ftp://example.com:21", "a b.iso"},
+		{"ftp://example.com/a/x.iso;type=i", "ftp://example.com:21", "x.iso"},
+		{"ftp://example.com/a/%20x.iso%3BTYPE=I", "ftp://example.com:21", " x.iso"},
+		{"http://example.com/x.iso;type=i", "http://example.com:80", "x.iso;type=i"},
 		{"ftps://example.com/x", "ftps://example.com:990", "x"},
 		{"http://[::1]/x/", "http://[::1]:80", "x"},
 	} {

@@ -34,12 +34,15 @@ func (m *Manager) keep(recovered <-chan struct{}) {
 		case <-m.ctx.Done():
 			return
 		}
-		tick := time.NewTicker(every)
+		tick, spared := time.NewTicker(every), time.NewTimer(store.Spared)
 		defer tick.Stop()
+		defer spared.Stop()
 		for {
 			m.expire()
 			select {
 			case <-ended:
+				spared.Reset(store.Spared) // it is one too many no sooner
+			case <-spared.C:
 			case <-tick.C:
 			case <-m.ctx.Done():
 				return
@@ -50,10 +53,11 @@ func (m *Manager) keep(recovered <-chan struct{}) {
 
 func (m *Manager) expire() {
 	var before time.Time
+	now := m.cfg.Now()
 	if m.cfg.KeepAge > 0 {
-		before = m.cfg.Now().Add(-m.cfg.KeepAge)
+		before = now.Add(-m.cfg.KeepAge)
 	}
-	n, err := m.cfg.Store.Expire(before, m.cfg.KeepCount, store.Actor{Name: "slotfetchd", Address: "local"})
+	n, err := m.cfg.Store.Expire(before, m.cfg.KeepCount, now, store.Actor{Name: "slotfetchd", Address: "local"})
 	if n > 0 {
 		m.notify()
 		m.cfg.Log.Info("entries of ended fetches removed", "count", n)

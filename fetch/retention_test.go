@@ -52,6 +52,17 @@ func TestRetention(t *testing.T) {
 	b.has(keys...)
 	b.close()
 	b = newBox(t, b.dir, func(c *fetch.Config) { c.KeepCount = 2 })
+	key := b.enqueue(gone, sum)
+	b.until(key, final)
+	b.has(append(slices.Clone(keys), key)...) // none of them ended long ago
+	keys = append(keys, key)[1:]
+	if _, _, err := b.fetch.Delete(t.Context(), b.keys()[0], admin); err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	b = newBox(t, b.dir, func(c *fetch.Config) {
+		c.KeepCount, c.Now = 2, func() time.Time { return time.Now().Add(store.Spared + time.Second) }
+	})
 	b.has(keys[2:]...) // at the start
 	_, slow := stalled(t, fetchtest.NewImage(2, 4<<20))
 	live := b.enqueue(slow, sum)

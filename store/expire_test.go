@@ -48,7 +48,7 @@ func TestExpire(t *testing.T) {
 			if tc.old > 0 {
 				before = t0.Add(time.Duration(tc.old) * time.Second)
 			}
-			n, err := s.Expire(before, tc.keep, admin)
+			n, err := s.Expire(before, tc.keep, t0.Add(rows*time.Second+store.Spared), admin)
 			if err != nil || n != rows-tc.left {
 				t.Fatalf("removed %d, %v", n, err)
 			}
@@ -72,9 +72,39 @@ func TestExpire(t *testing.T) {
 			if e := list[0]; n > 0 && (e.Action != "fetch.expire" || e.Actor != "ann") || n > 0 && list[n-1].Detail != tc.why {
 				t.Errorf("events %+v", list[:1])
 			}
-			if n, err := s.Expire(before, tc.keep, admin); n != 0 || err != nil {
+			if n, err := s.Expire(before, tc.keep, t0.Add(rows*time.Second+store.Spared), admin); n != 0 || err != nil {
 				t.Errorf("again %d, %v", n, err)
 			}
 		})
+	}
+}
+
+// What ended a moment ago stays, also where it is one too many or too old for the configuration; what ended in times that
+// are still to come, by a clock that was wrong, does not.
+func TestExpireSpares(t *testing.T) {
+	t.Parallel()
+	const rows = 501
+	now := t0.Add(400 * time.Second)
+	for name, tc := range map[string]struct {
+		before time.Time
+		keep   int
+		want   int
+	}{
+		"too many": {time.Time{}, 1, 300 + 1},
+		"too old":  {t0.Add(time.Hour), 0, 300},
+	} {
+		s, _ := fresh(t)
+		exec(t, s.Writer(), strings.NewReplacer("?1", fmt.Sprint(rows), "?2", fmt.Sprint(t0.UnixMilli())).Replace(expireRows))
+		if n, err := s.Expire(tc.before, tc.keep, now, admin); n != rows-tc.want || err != nil {
+			t.Errorf("%s: removed %d, %v", name, n, err)
+		}
+		for _, f := range all(t, s) {
+			if age := now.Sub(f.EndTime); age >= store.Spared {
+				t.Errorf("%s: %s, which ended %s before, is left", name, f.Key, age)
+			}
+		}
+		if n, err := s.Expire(tc.before, tc.keep, now.Add(time.Hour), admin); n != tc.want-tc.keep || err != nil {
+			t.Errorf("%s: removed %d in the end, %v", name, n, err)
+		}
 	}
 }

@@ -59,6 +59,8 @@ const (
 	codeURLScheme       = 39387138
 	messageNoEntry      = "entry doesn't exist"
 	messageUnauthorized = "User is not authorized."
+	messageStopping     = "The agent is stopping. Try again when it runs again."
+	messageInternal     = "An internal error ended the job. The agent's journal has the details."
 )
 
 // failed is what a handler answers if it cannot do what it was asked. The code decides the status, see statusOf.

@@ -109,11 +109,9 @@ func progress(f store.Fetch) *Progress {
 
 // other is a job that is no download, as it stands: an activation has its own row, which says how far it has come.
 func (s *Server) other(ctx context.Context, row store.Job, node string) (Job, error) {
-	if row.State == store.JobRunning && s.testing(row.ID) == "" {
-		var err error
-		if row, err = s.activated(ctx, row); err != nil {
-			return Job{}, err
-		}
+	row, err := s.current(ctx, row)
+	if err != nil {
+		return Job{}, err
 	}
 	j := Job{UUID: row.ID, Description: row.Description, State: string(row.State), Message: row.Message, StartTime: api.FormatTime(row.StartTime),
 		EndTime: api.FormatTime(row.EndTime), Node: Named{node}, Links: link(jobsPath + "/" + row.ID)}
@@ -121,42 +119,6 @@ func (s *Server) other(ctx context.Context, row store.Job, node string) (Job, er
 		j.fail(row.Code, row.Message)
 	}
 	return j, nil
-}
-
-// activated ends the job of an activation whose reboot is due, or that came to nothing.
-func (s *Server) activated(ctx context.Context, row store.Job) (store.Job, error) {
-	u, err := s.cfg.Store.Upgrade(ctx, row.ID)
-	if errors.Is(err, store.ErrNotFound) {
-		return s.cfg.Store.Job(ctx, row.ID) // it ended meanwhile
-	}
-	if err != nil {
-		return row, err
-	}
-	state, code, message := store.JobSuccess, 0, "success"
-	switch u.Status {
-	case store.UpgradeRequested:
-		row.Message = "Telling the boot loader"
-		return row, nil
-	case store.UpgradeReverting, store.UpgradeFailed:
-		state, code, message = store.JobFailure, codeInternal, sentence(u.Reason)
-	}
-	ended, err := s.cfg.Store.EndJob(row.ID, state, code, message)
-	if errors.Is(err, store.ErrConflict) { // somebody else has looked
-		return s.cfg.Store.Job(ctx, row.ID)
-	}
-	if err != nil { // who only looks has nothing to do with a disk that is full
-		s.cfg.Log.Warn("cannot note the end of a job", "job", row.ID, "err", err)
-		row.State, row.Code, row.Message, row.EndTime = state, code, message, u.EndTime
-		return row, nil
-	}
-	return ended, nil
-}
-
-func sentence(s string) string {
-	if s == "" {
-		return "The activation failed. The agent's journal has the details."
-	}
-	return s
 }
 
 // find is the job with a uuid, whatever it is.
@@ -172,7 +134,7 @@ func (s *Server) find(ctx context.Context, key string) (Job, error) {
 	if !errors.Is(err, store.ErrNotFound) {
 		return Job{}, err
 	}
-	row, err := s.cfg.Store.Job(ctx, key)
+	row, err := s.job(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return Job{}, noEntry("uuid")
 	}
@@ -241,7 +203,7 @@ func (s *Server) getJobs(r *http.Request) (api.Reply, error) {
 		Job
 	}
 	var all []dated
-	rows, err := s.cfg.Store.Jobs(r.Context())
+	rows, err := s.rows(r.Context())
 	if err != nil {
 		return api.Reply{}, err
 	}
@@ -325,81 +287,4 @@ func (s *Server) cancel(r *http.Request, j Job) (api.Reply, error) {
 		status = http.StatusAccepted
 	}
 	return api.Reply{Status: status, Body: struct{}{}}, nil
-}
-
-// run makes a job of what work does, which is given the uuid. It goes on without the caller.
-func (s *Server) run(description, id, begin string, by store.Actor, work func(ctx context.Context) (code int, message string)) (store.Job, error) {
-	row, err := s.add(store.Job{ID: id, Description: description, State: store.JobRunning, Message: begin}, by)
-	if err != nil {
-		return row, err
-	}
-	s.work.Go(func() {
-		code, message := work(s.ctx)
-		if code != 0 || message != "" {
-			s.end(id, code, message)
-		}
-		s.notify()
-	})
-	return row, nil
-}
-
-// add stores a job, and forgets those that are old by now.
-func (s *Server) add(j store.Job, by store.Actor) (store.Job, error) {
-	if err := s.cfg.Store.ExpireJobs(s.cfg.Now().Add(-jobLife)); err != nil {
-		return j, err
-	}
-	return s.cfg.Store.AddJob(j, by)
-}
-
-// end notes what became of a job.
-func (s *Server) end(id string, code int, message string) {
-	state := store.JobSuccess
-	if code != 0 {
-		state = store.JobFailure
-	}
-	if _, err := s.cfg.Store.EndJob(id, state, code, message); err != nil {
-		s.cfg.Log.Error("cannot note the end of a job", "job", id, "err", err) // the next start settles it
-	}
-}
-
-// done adds a job that has ended already.
-func (s *Server) done(description string, code int, message string, by store.Actor) (store.Job, error) {
-	state := store.JobSuccess
-	if code != 0 {
-		state = store.JobFailure
-	}
-	return s.add(store.Job{ID: uuid.NewString(), Description: description, State: state, Code: code, Message: message}, by)
-}
-
-// await holds an answer until a job that is no download has ended, or for d.
-func (s *Server) await(ctx context.Context, id string, d time.Duration) (store.Job, error) {
-	ctx, stop := context.WithTimeout(ctx, d)
-	defer stop()
-	for {
-		s.mu.Lock()
-		changed := s.changed
-		s.mu.Unlock()
-		row, err := s.cfg.Store.Job(context.WithoutCancel(ctx), id)
-		if err != nil || row.State != store.JobRunning {
-			return row, err
-		}
-		select {
-		case <-changed:
-		case <-s.ctx.Done():
-			return row, nil
-		case <-ctx.Done():
-			return row, nil
-		}
-	}
-}
-
-// answer is what a request that made a job is told: well is the status of one that has ended well.
-func answer(row store.Job, timeout time.Duration, well int) (api.Reply, error) {
-	switch {
-	case timeout == 0 || row.State == store.JobRunning:
-		return jobReply(http.StatusAccepted, row.ID, ""), nil
-	case row.State == store.JobFailure:
-		return api.Reply{}, failed(row.Code, "", row.Message)
-	}
-	return jobReply(well, row.ID, ""), nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,16 +34,36 @@ func (noUpdates) List(context.Context) ([]store.Upgrade, error)         { return
 
 // box is what the dialect stands on, with a clock.
 type box struct {
-	cfg Config
-	now time.Time
+	cfg      Config
+	now      time.Time
+	database string
+	log      *journal
+}
+
+// journal keeps what is logged.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
 }
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{now: t0}
+	b := &box{now: t0, database: filepath.Join(t.TempDir(), "db"), log: &journal{}}
 	clock := func() time.Time { return b.now }
-	log := slog.New(slog.DiscardHandler)
-	st, err := store.Open(filepath.Join(t.TempDir(), "db"), store.Options{Now: clock})
+	log := slog.New(slog.NewTextHandler(b.log, nil))
+	st, err := store.Open(b.database, store.Options{Now: clock})
 	check(t, err)
 	sl, err := slots.Open(slots.Config{Dir: filepath.Join(t.TempDir(), "slots"), First: 1, Count: 2, Log: log})
 	check(t, err)

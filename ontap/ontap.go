@@ -2,7 +2,6 @@ package ontap
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -81,11 +80,15 @@ type Server struct {
 	posting sync.Mutex // so that two equal downloads do not both begin
 
 	mu         sync.Mutex
-	changed    chan struct{} // closed and replaced when a job that is no download ends
+	changed    chan struct{} // closed and replaced when a job that is no download ends, or its test
 	validating string        // the job that tests a package; empty if none does
 	updating   string        // the job whose package is tested before it is activated
 	began      time.Time     // of updating
 	results    []Validation  // of the last test
+	// ours are the jobs that this run began and has to end, outcomes those that have ended and of which the database does not
+	// know it yet.
+	ours     map[string]bool
+	outcomes map[string]outcome
 }
 
 // Open takes up what an earlier run left: of its jobs nobody knows more than the store does.
@@ -93,40 +96,27 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, changed: make(chan struct{}), results: []Validation{}}
+	s := &Server{cfg: cfg, changed: make(chan struct{}), results: []Validation{}, ours: map[string]bool{}, outcomes: map[string]outcome{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	if err := s.settle(); err != nil && !store.Full(err) && !store.Busy(err) {
+	switch err := s.settle(); {
+	case err == nil:
+	case store.Full(err) || store.Busy(err):
+		s.settleLater(err)
+	default:
+		s.Close()
 		return nil, err
+	}
+	if err := s.expire(); err != nil {
+		cfg.Log.Warn("cannot forget old jobs; the next job tries again", "err", err)
 	}
 	return s, nil
 }
 
-// settle ends the jobs that an earlier run did not, and forgets old ones.
-func (s *Server) settle() error {
-	if err := s.cfg.Store.ExpireJobs(s.cfg.Now().Add(-jobLife)); err != nil {
-		return err
-	}
-	all, err := s.cfg.Store.Jobs(s.ctx)
-	if err != nil {
-		return err
-	}
-	for _, j := range all {
-		if j.State != store.JobRunning {
-			continue
-		}
-		if _, err := s.cfg.Store.Upgrade(s.ctx, j.ID); !errors.Is(err, store.ErrNotFound) {
-			continue // it tells what becomes of the job
-		}
-		if _, err := s.cfg.Store.EndJob(j.ID, store.JobFailure, codeInternal, "The agent was restarted before the job had ended. Try again."); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Close ends the jobs that are no downloads, and waits for them.
+// Close ends the jobs that are no downloads, and waits for them. After it none begins.
 func (s *Server) Close() {
+	s.mu.Lock() // so that none begins behind our back
 	s.stop()
+	s.mu.Unlock()
 	s.work.Wait()
 }
 

@@ -154,13 +154,13 @@ func (s *Server) deletePackage(r *http.Request) (api.Reply, error) {
 	switch {
 	case errors.As(err, &e):
 		code, _ := strconv.Atoi(e.Code) // ours have one
-		s.end(row.ID, code, e.Message)
+		s.end(row.ID, s.became(code, e.Message))
 		return api.Reply{}, err
 	case err != nil:
-		s.end(row.ID, codeInternal, "The slot could not be emptied. The agent's journal has the details.")
+		s.end(row.ID, s.became(codeInternal, "The slot could not be emptied. The agent's journal has the details."))
 		return api.Reply{}, err
 	}
-	s.end(row.ID, 0, message)
+	s.end(row.ID, s.became(0, message))
 	if listed {
 		if err := s.cfg.Store.Audit(by, "slot.delete", strconv.Itoa(p.SlotID), ""); err != nil {
 			s.cfg.Log.Error("cannot write audit", "action", "slot.delete", "slot", p.SlotID, "err", err)

@@ -251,14 +251,27 @@ func (s *Server) enter(ctx context.Context, id string, update bool) error {
 	return nil
 }
 
-// leave notes that the test is over, and what it found; nil leaves that of before.
-func (s *Server) leave(results []Validation) {
+// leave notes that the test of a job is over, what it found, and what has become of the job if that is known: who looks sees all
+// of it or nothing.
+func (s *Server) leave(id string, f finding) (o outcome, ended bool) {
 	s.mu.Lock()
+	defer s.notify() // behind the unlock
 	defer s.mu.Unlock()
-	s.validating, s.updating = "", ""
-	if results != nil {
-		s.results = results
+	switch id {
+	case s.validating:
+		s.validating = ""
+	case s.updating:
+		s.updating = ""
 	}
+	if f.results != nil {
+		s.results = f.results
+	}
+	if f.message == "" {
+		return o, false
+	}
+	o = s.became(f.code, f.message)
+	s.outcomes[id] = o
+	return o, true
 }
 
 // validate makes the job that only tests.
@@ -267,13 +280,9 @@ func (s *Server) validate(r *http.Request, p listed, timeout time.Duration) (api
 	if err := s.enter(r.Context(), id, false); err != nil {
 		return api.Reply{}, err
 	}
-	row, err := s.run(describeUpdate, id, "Validating the package", actor(r), func(ctx context.Context) (int, string) {
-		results, code, message := s.examine(ctx, p)
-		s.leave(results)
-		return code, message
-	})
+	row, err := s.run(describeUpdate, id, "Validating the package", actor(r), func(ctx context.Context) finding { return s.examine(ctx, p) })
 	if err != nil {
-		s.leave(nil)
+		s.leave(id, finding{})
 		return api.Reply{}, err
 	}
 	if timeout > 0 {
@@ -285,7 +294,7 @@ func (s *Server) validate(r *http.Request, p listed, timeout time.Duration) (api
 }
 
 // examine tests the package for as long as it takes.
-func (s *Server) examine(ctx context.Context, p listed) (results []Validation, code int, message string) {
+func (s *Server) examine(ctx context.Context, p listed) finding {
 	err := patiently(ctx, func() error {
 		_, release, err := s.cfg.Tester.Examine(ctx, p.SlotID, false)
 		if err == nil {
@@ -296,7 +305,7 @@ func (s *Server) examine(ctx context.Context, p listed) (results []Validation, c
 	if err != nil {
 		return s.refused(err)
 	}
-	return []Validation{}, 0, "success"
+	return finding{results: []Validation{}, message: "success"}
 }
 
 // patiently repeats what gives up waiting for a test that goes on.
@@ -311,9 +320,10 @@ func patiently(ctx context.Context, test func() error) error {
 }
 
 // refused says for a job why a test, or what came behind it, said no. Results are nil if the test did not come to one.
-func (s *Server) refused(err error) (results []Validation, code int, message string) {
+func (s *Server) refused(err error) finding {
 	var e *api.Error
-	code = codeInternal
+	var results []Validation
+	code := codeInternal
 	switch {
 	case !errors.As(err, &e):
 	case e.Type == "FirmwareTestFailed":
@@ -328,7 +338,7 @@ func (s *Server) refused(err error) (results []Validation, code int, message str
 	case e.Status == http.StatusServiceUnavailable:
 		code = codeUnhealthy
 	}
-	return results, code, s.words(err)
+	return finding{results, code, s.words(err)}
 }
 
 // words are err for a job.
@@ -338,10 +348,10 @@ func (s *Server) words(err error) string {
 	case errors.As(err, &e):
 		return e.Message
 	case s.ctx.Err() != nil:
-		return "The agent is stopping. Try again when it runs again."
+		return messageStopping
 	}
 	s.cfg.Log.Error("a job failed", "err", err)
-	return "An internal error ended the job. The agent's journal has the details."
+	return messageInternal
 }
 
 // validations are the lines of a summary that speak against the package.
@@ -364,36 +374,26 @@ func (s *Server) update(r *http.Request, p listed, timeout time.Duration) (api.R
 	if err := s.enter(r.Context(), id, true); err != nil {
 		return api.Reply{}, err
 	}
-	tested, answered := make(chan struct{}), make(chan struct{})
-	row, err := s.run(describeUpdate, id, "Testing the package", by, func(ctx context.Context) (code int, message string) {
+	answered := make(chan struct{})
+	row, err := s.run(describeUpdate, id, "Testing the package", by, func(ctx context.Context) finding {
 		err := patiently(ctx, func() error { return s.cfg.Updates.Begin(ctx, id, p.SlotID, by) })
 		if err != nil {
-			results, code, message := s.refused(err)
-			s.end(id, code, message)
-			s.leave(results)
-			close(tested)
-			return 0, ""
+			return s.refused(err)
 		}
-		s.leave([]Validation{})
-		close(tested)
+		s.leave(id, finding{results: []Validation{}})
 		select {
 		case <-answered:
 			s.cfg.Updates.Answered(id)
 		case <-ctx.Done(): // the next start goes on from what was noted
 		}
-		return 0, "" // its own row tells
+		return finding{} // its own row tells
 	})
 	if err != nil {
-		s.leave(nil)
+		s.leave(id, finding{})
 		return api.Reply{}, err
 	}
 	if timeout > 0 {
-		select {
-		case <-tested:
-		case <-time.After(timeout):
-		case <-r.Context().Done():
-		}
-		if row, err = s.cfg.Store.Job(context.WithoutCancel(r.Context()), id); err != nil {
+		if row, err = s.await(r.Context(), id, timeout); err != nil {
 			close(answered)
 			return api.Reply{}, err
 		}

@@ -54,11 +54,11 @@ func (s *Store) AddJob(j Job, by Actor) (Job, error) {
 	return j, nil
 }
 
-// EndJob notes what came of a job that runs; [ErrConflict] if it does not.
-func (s *Store) EndJob(id string, state JobState, code int, message string) (j Job, err error) {
+// EndJob notes what came at a moment of a job that runs; [ErrConflict] if it does not.
+func (s *Store) EndJob(id string, state JobState, code int, message string, at time.Time) (j Job, err error) {
 	err = s.write(func(c *sql.Conn) (err error) {
 		j, err = scanJob(c.QueryRowContext(context.Background(), `UPDATE jobs SET state = ?, code = ?, message = ?, end_time = max(?, start_time)
-			WHERE id = ? AND state = 'running' RETURNING `+jobColumns, string(state), code, message, millis(s.now()), id))
+			WHERE id = ? AND state = 'running' RETURNING `+jobColumns, string(state), code, message, millis(at), id))
 		return err
 	})
 	if errors.Is(err, ErrNotFound) {

@@ -29,9 +29,9 @@ func TestJobs(t *testing.T) {
 
 	now = now.Add(time.Minute)
 	want.State, want.Code, want.Message, want.EndTime = store.JobFailure, 7, "The test said no.", t0.Add(time.Minute)
-	equal(t, want, must[store.Job](t)(s.EndJob("a", store.JobFailure, 7, "The test said no.")))
+	equal(t, want, must[store.Job](t)(s.EndJob("a", store.JobFailure, 7, "The test said no.", now)))
 	for _, id := range []string{"a", "b", "c"} {
-		if _, err := s.EndJob(id, store.JobSuccess, 0, "success"); !errors.Is(err, store.ErrConflict) {
+		if _, err := s.EndJob(id, store.JobSuccess, 0, "success", now); !errors.Is(err, store.ErrConflict) {
 			t.Errorf("%s: %v, want a conflict", id, err)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 const (
 	// maxWait is the most that a GET waits: some clients give up after 100 s (contract section 9, rule 19).
 	maxWait = 90 * time.Second
-	// maxWaiting is how many GETs wait at a time. Each looks again at every change of any fetch. More get their answer at
+	// maxWaiting is how many requests wait at a time. Each looks again at every change of any fetch. More get their answer at
 	// once, as if nobody could wait.
 	maxWaiting = 64
 )
@@ -66,24 +66,37 @@ func (m *Manager) handleGet(r *http.Request) (api.Reply, error) {
 	return reply, err
 }
 
-// await gives f when its state is none of known, or without known when it is no longer what it is; or as it is after wait, or
-// when ctx or the manager ends.
+// await gives f when its state is none of known, or without known when it is no longer what it is; or as [Manager.Hold] does.
 func (m *Manager) await(ctx context.Context, f store.Fetch, wait time.Duration, known []string) (store.Fetch, error) {
-	defer m.waiting.Add(-1)
-	if m.waiting.Add(1) > maxWaiting {
-		return f, nil
-	}
 	if len(known) == 0 {
 		known = []string{m.tag(f)}
+	}
+	return m.Hold(ctx, f, wait, func(f store.Fetch) bool { return f.Status.Final() || !matches(known, m.tag(f)) })
+}
+
+// Hold gives the fetch of f as soon as done says so, or as it is after wait, or when ctx or the manager ends. If too many are
+// held already, that is f, at once. The error is store.ErrNotFound if it is gone.
+func (m *Manager) Hold(ctx context.Context, f store.Fetch, wait time.Duration, done func(store.Fetch) bool) (store.Fetch, error) {
+	leave, ok := m.Waiter()
+	defer leave()
+	if !ok {
+		return f, nil
 	}
 	ctx, stop := context.WithTimeout(ctx, wait)
 	defer stop()
 	defer context.AfterFunc(m.ctx, stop)()
-	last, err := m.Wait(ctx, f.Key, func(f store.Fetch) bool { return f.Status.Final() || !matches(known, m.tag(f)) })
+	last, err := m.Wait(ctx, f.Key, done)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, store.ErrNotFound) {
 		return m.Get(context.WithoutCancel(ctx), f.Key)
 	}
 	return last, err
+}
+
+// Waiter counts a request in that is to be held, for a fetch or anything else; ok is false if too many are, and then it must be
+// answered at once. Leave counts it out again, whatever ok is.
+func (m *Manager) Waiter() (leave func(), ok bool) {
+	n := m.waiting.Add(1)
+	return func() { m.waiting.Add(-1) }, n <= maxWaiting
 }
 
 func (m *Manager) tag(f store.Fetch) string { return etag(m.document(f, path, nil)) }

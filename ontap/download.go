@@ -38,17 +38,12 @@ func (s *Server) postDownload(r *http.Request) (api.Reply, error) {
 		return api.Reply{}, err
 	}
 	if q.timeout > 0 {
-		ctx, stop := context.WithTimeout(r.Context(), q.timeout)
-		defer stop()
-		last, err := s.cfg.Fetch.Wait(ctx, f.Key, func(f store.Fetch) bool { return f.Status.Final() })
+		f, err = s.cfg.Fetch.Hold(r.Context(), f, q.timeout, func(f store.Fetch) bool { return f.Status.Final() })
 		if errors.Is(err, store.ErrNotFound) { // it ended, and was pruned
 			err = noEntry("uuid")
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			return api.Reply{}, err
-		}
-		if last.Key != "" { // else the time was up while it was read
-			f = last
 		}
 		if j := s.download(f, ""); j.State == stateFailure {
 			return api.Reply{}, failed(j.Code, "", j.Message)

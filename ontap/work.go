@@ -290,8 +290,14 @@ func (s *Server) settleLater(err error) {
 	}()
 }
 
-// await holds an answer until a job that is no download has ended, or is no longer tested, for at most d.
+// await holds an answer until a job that is no download has ended, or is no longer tested, for at most d. If too many answers
+// are held already, it does not.
 func (s *Server) await(ctx context.Context, id string, d time.Duration) (store.Job, error) {
+	leave, ok := s.cfg.Fetch.Waiter()
+	defer leave()
+	if !ok {
+		return s.job(context.WithoutCancel(ctx), id)
+	}
 	ctx, stop := context.WithTimeout(ctx, d)
 	defer stop()
 	for {

@@ -101,6 +101,9 @@ func TestTest(t *testing.T) {
 						t.Errorf("%q lacks %q", lines[i], want)
 					}
 				}
+				if bad := strings.Contains(r.Summary(), "Image digest: FAILED"); get(t, s, 2).Care.Degraded != bad {
+					t.Errorf("degraded: %t, want %t", !bad, bad)
+				}
 				if (r.Failed() != "") != tt.failed || r.Failed() != "" && !strings.Contains(r.Summary(), r.Failed()) {
 					t.Errorf("failed: %q", r.Failed())
 				}

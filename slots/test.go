@@ -143,7 +143,7 @@ func (r *Report) hooks(verdicts []HookVerdict, err error) {
 	}
 }
 
-// testImage tells whether the image is what its manifest promises.
+// testImage tells whether the image is what its manifest promises. If it is not, the slot is degraded, as after a scrub.
 func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image, pace Pace) (sound bool, err error) {
 	digest, err := img.Digest(ctx, pace)
 	switch {
@@ -151,9 +151,12 @@ func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image, pa
 		return false, context.Cause(ctx)
 	case err != nil:
 		s.cfg.Log.Error("cannot read the image", "slot", id, "err", err)
+		s.degrade(id, img)
 		r.fail("Image digest", "the disk cannot read the image; delete it and fetch it again")
 		return false, nil
 	case digest != img.Manifest.SHA256:
+		s.cfg.Log.Error("slot is degraded: its image has changed", "slot", id, "key", img.Manifest.Key, "want", img.Manifest.SHA256, "got", digest)
+		s.degrade(id, img)
 		r.fail("Image digest", fmt.Sprintf("the image has changed: SHA-256 is %s, not %s; delete it and fetch it again", digest, img.Manifest.SHA256))
 	default:
 		sound = true
@@ -171,6 +174,13 @@ func (s *Slots) testImage(ctx context.Context, r *Report, id int, img *Image, pa
 		r.pass("ISO structure", "not an ISO 9660 file system, and need not be one")
 	}
 	return sound, nil
+}
+
+// degrade notes that the image in a slot that the caller holds is lost.
+func (s *Slots) degrade(id int, img *Image) {
+	if _, err := s.noteScrub(id, &img.Manifest, true); err != nil {
+		s.cfg.Log.Error("cannot note that a slot is degraded", "slot", id, "err", err)
+	}
 }
 
 // testIdentity compares the manifest inside the image with what is known of it, and adds what is new to img.Manifest. What

@@ -26,13 +26,23 @@ type listed struct {
 	fetched time.Time
 }
 
-// packages are the images that could be activated, by slot. Of two with one version, the one in the higher slot has the
-// number behind it.
+// named is a version as it is written everywhere here. It is a segment of a path, so that it cannot have a slash.
+func named(version string) string { return strings.ReplaceAll(version, "/", "_") }
+
+// names tells whether a client means version. It may have written a blank as +.
+func names(client, version string) bool {
+	client, version = named(client), named(version)
+	return client == version || strings.ReplaceAll(client, "+", " ") == version
+}
+
+// packages are the images that could be activated, the sound ones by slot and then those that are degraded. Of two with one
+// version, the later one has the number of its slot behind it.
 func (s *Server) packages() ([]listed, error) {
 	list, err := s.cfg.Slots.List()
 	if err != nil {
 		return nil, err
 	}
+	slices.SortStableFunc(list, func(a, b slots.Slot) int { return degraded(a) - degraded(b) })
 	var out []listed
 	seen := map[string]bool{}
 	for _, slot := range list {
@@ -40,15 +50,22 @@ func (s *Server) packages() ([]listed, error) {
 		if m == nil || slot.Current {
 			continue
 		}
-		version := strings.ReplaceAll(m.Version, "/", "_") // for it is a segment of a path
-		for n := slot.ID; seen[version]; n += 1000 {       // somebody may call a version so
-			version = fmt.Sprintf("%s+slot%d", m.Version, n)
+		version := named(m.Version)
+		for n := slot.ID; seen[version]; n += 1000 { // somebody may call a version so
+			version = fmt.Sprintf("%s+slot%d", named(m.Version), n)
 		}
 		seen[version] = true
 		out = append(out, listed{Package{Version: version, CreateTime: api.FormatTime(m.FetchedAt), SlotID: slot.ID, SHA256: m.SHA256, Size: m.Size,
 			Links: link(packageHref(version))}, m.Name, m.FetchedAt})
 	}
 	return out, nil
+}
+
+func degraded(sl slots.Slot) int {
+	if sl.Care.Degraded {
+		return 1
+	}
+	return 0
 }
 
 // running is the image that runs; nil if it is not known.
@@ -90,13 +107,16 @@ func (s *Server) getPackages(r *http.Request) (api.Reply, error) {
 	return collection(q, records, packageFields), nil
 }
 
-// find is the package with a version; ok is false if there is none. A client may have written a blank as +.
+// find is the package with a version; ok is false if there is none.
 func find(list []listed, version string) (p listed, ok bool) {
-	for _, name := range []string{version, strings.ReplaceAll(version, "+", " ")} {
-		for _, p := range list {
-			if p.Version == name {
-				return p, true
-			}
+	for _, p := range list {
+		if p.Version == named(version) {
+			return p, true
+		}
+	}
+	for _, p := range list {
+		if names(version, p.Version) {
+			return p, true
 		}
 	}
 	return p, false
@@ -136,7 +156,7 @@ func (s *Server) deletePackage(r *http.Request) (api.Reply, error) {
 		if err != nil {
 			return api.Reply{}, err
 		}
-		if current == nil || current.Version != version && current.Version != strings.ReplaceAll(version, "+", " ") {
+		if current == nil || !names(version, current.Version) {
 			return api.Reply{}, failed(codeNoPackage, "version", "There is no package of that version.")
 		}
 		message = "success: the version runs, so its image is kept"

@@ -78,9 +78,9 @@ func (s *Server) software(ctx context.Context) (Software, error) {
 		switch m := slot.Manifest; {
 		case m == nil:
 		case slot.Current:
-			sw.Version = m.Version
+			sw.Version = named(m.Version)
 		case slot.AfterReboot:
-			sw.PendingVersion = m.Version
+			sw.PendingVersion = named(m.Version)
 		}
 	}
 	sw.Nodes = []SoftwareNode{{Name: name, Version: sw.Version}}
@@ -224,8 +224,8 @@ func (s *Server) candidate(version string) (listed, error) {
 	if err != nil {
 		return listed{}, err
 	}
-	if current != nil && current.Version == version {
-		return listed{}, failedf(codeRunningVersion, "version", "Version %s runs already.", version)
+	if current != nil && names(version, current.Version) {
+		return listed{}, failedf(codeRunningVersion, "version", "Version %s runs already.", named(current.Version))
 	}
 	return listed{}, failed(codeNoPackage, "version", "There is no package of that version.")
 }
@@ -436,7 +436,7 @@ func (s *Server) getHistory(r *http.Request) (api.Reply, error) {
 			continue
 		}
 		h := History{Node: NodeRef{name, s.cfg.UUID}, StartTime: api.FormatTime(u.CreatedAt), EndTime: api.FormatTime(u.EndTime),
-			FromVersion: u.FromVersion, ToVersion: u.ToVersion, State: "successful"}
+			FromVersion: named(u.FromVersion), ToVersion: named(u.ToVersion), State: "successful"}
 		if u.Status == store.UpgradeFailed {
 			h.State = "canceled"
 		}

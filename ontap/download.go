@@ -30,9 +30,6 @@ func (s *Server) postDownload(r *http.Request) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	if s.cfg.ReadOnly {
-		return api.Reply{}, switchedOff()
-	}
 	f, err := s.start(r.Context(), want, actor(r))
 	if err != nil {
 		return api.Reply{}, err
@@ -150,13 +147,18 @@ func readCredentials(body api.Object, q *fetch.Request) error {
 func (s *Server) start(ctx context.Context, q fetch.Request, by store.Actor) (store.Fetch, error) {
 	s.posting.Lock()
 	defer s.posting.Unlock()
-	if busy, err := s.busy(ctx); err != nil {
-		return store.Fetch{}, err
-	} else if busy {
+	switch busy, err := s.busy(ctx); {
+	case err != nil:
+		return store.Fetch{}, unreadable(err)
+	case busy:
 		return store.Fetch{}, failed(codeUpdating, "", "A software update is in progress.")
+	case s.cfg.ReadOnly:
+		return store.Fetch{}, switchedOff()
 	}
-	if f, found, err := s.underWay(ctx, q); found || err != nil {
-		return f, err
+	if f, found, err := s.underWay(ctx, q); err != nil {
+		return store.Fetch{}, unreadable(err)
+	} else if found {
+		return f, nil
 	}
 	if err := s.sameName(q); err != nil {
 		return store.Fetch{}, err
@@ -173,6 +175,13 @@ func (s *Server) start(ctx context.Context, q fetch.Request, by store.Actor) (st
 		return f, e
 	}
 	return f, nil
+}
+
+// unreadable says that nobody knows whether a download may begin.
+func unreadable(err error) error {
+	e := failed(codeUnknownIfMay, "", "It is not known whether a download may begin: the database cannot be read. Try again in a moment.")
+	e.Err = err
+	return e
 }
 
 // underWay is the download of the same URL that waits or runs, if q names no other digest.

@@ -69,11 +69,24 @@ func (s *Server) software(ctx context.Context) (Software, error) {
 	if err != nil {
 		return Software{}, err
 	}
+	// Each is read before what it moves on to: an update is ours, then a row, and at last the slot that runs.
+	s.mu.Lock()
+	updating, began := s.updating != "", s.began
+	var results *[]Validation
+	if s.validating == "" {
+		list := slices.Clone(s.results)
+		results = &list
+	}
+	s.mu.Unlock()
+	updates, err := s.cfg.Updates.List(ctx)
+	if err != nil {
+		return Software{}, err
+	}
 	list, err := s.cfg.Slots.List()
 	if err != nil {
 		return Software{}, err
 	}
-	sw := Software{Version: "unknown", State: updateCompleted, UpdateDetails: []struct{}{}, StatusDetails: []struct{}{}, Links: link(softwarePath)}
+	sw := Software{ValidationResults: results, Version: "unknown", State: updateCompleted, UpdateDetails: []struct{}{}, StatusDetails: []struct{}{}, Links: link(softwarePath)}
 	for _, slot := range list {
 		switch m := slot.Manifest; {
 		case m == nil:
@@ -84,19 +97,8 @@ func (s *Server) software(ctx context.Context) (Software, error) {
 		}
 	}
 	sw.Nodes = []SoftwareNode{{Name: name, Version: sw.Version}}
-	updates, err := s.cfg.Updates.List(ctx)
-	if err != nil {
-		return Software{}, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.validating == "" {
-		results := slices.Clone(s.results)
-		sw.ValidationResults = &results
-	}
-	began := s.began
 	switch {
-	case s.updating != "":
+	case updating:
 		sw.State = updateInProgress
 	case len(updates) > 0 && !updates[0].Status.Final():
 		sw.State, began = updateInProgress, updates[0].CreatedAt

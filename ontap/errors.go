@@ -59,6 +59,7 @@ const (
 	codeURLScheme       = 39387138
 	messageNoEntry      = "entry doesn't exist"
 	messageUnauthorized = "User is not authorized."
+	messageNoPackage    = "There is no package of that version."
 	messageStopping     = "The agent is stopping. Try again when it runs again."
 	messageInternal     = "An internal error ended the job. The agent's journal has the details."
 )

@@ -27,10 +27,12 @@ var t0 = time.Date(2026, 5, 4, 8, 0, 0, 0, time.UTC)
 // noUpdates is a box that nobody updates.
 type noUpdates struct{}
 
-func (noUpdates) Begin(context.Context, string, int, store.Actor) error { return errors.New("no") }
-func (noUpdates) Possible() bool                                        { return true }
-func (noUpdates) Answered(string)                                       {}
-func (noUpdates) List(context.Context) ([]store.Upgrade, error)         { return nil, nil }
+func (noUpdates) Possible() bool                                { return true }
+func (noUpdates) Answered(string)                               {}
+func (noUpdates) List(context.Context) ([]store.Upgrade, error) { return nil, nil }
+func (noUpdates) Begin(context.Context, string, int, string, store.Actor) error {
+	return errors.New("no")
+}
 
 // box is what the dialect stands on, with a clock.
 type box struct {

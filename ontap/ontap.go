@@ -35,9 +35,9 @@ const (
 type Updates interface {
 	// Possible tells whether this box can activate at all.
 	Possible() bool
-	// Begin tests a slot and notes its activation under id; nothing is done before Answered. Its errors are those of
-	// [slots.Tester.Examine], *api.Error, or our own fault.
-	Begin(ctx context.Context, id string, slot int, by store.Actor) error
+	// Begin tests a slot, which has to hold the image of a digest, and notes its activation under id; nothing is done before
+	// Answered. Its errors are those of [slots.Tester.Examine], *api.Error, or our own fault.
+	Begin(ctx context.Context, id string, slot int, sha256 string, by store.Actor) error
 	// Answered lets the activation take its course, of which a reboot is a part.
 	Answered(id string)
 	// List are all activations that are kept, newest first.

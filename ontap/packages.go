@@ -157,7 +157,7 @@ func (s *Server) deletePackage(r *http.Request) (api.Reply, error) {
 			return api.Reply{}, err
 		}
 		if current == nil || !names(version, current.Version) {
-			return api.Reply{}, failed(codeNoPackage, "version", "There is no package of that version.")
+			return api.Reply{}, failed(codeNoPackage, "version", messageNoPackage)
 		}
 		message = "success: the version runs, so its image is kept"
 	}
@@ -191,7 +191,7 @@ func (s *Server) deletePackage(r *http.Request) (api.Reply, error) {
 }
 
 func (s *Server) empty(p listed) error {
-	switch err := s.cfg.Slots.Delete(p.SlotID); {
+	switch err := s.cfg.Slots.DeleteImage(p.SlotID, p.SHA256); {
 	case errors.Is(err, slots.ErrProtected), errors.Is(err, slots.ErrReserved):
 		return failedf(codePackageInUse, "version", "The package is in slot %d, which runs now, boots next or is being filled.", p.SlotID)
 	case errors.Is(err, slots.ErrPinned):
@@ -199,7 +199,7 @@ func (s *Server) empty(p listed) error {
 	case errors.Is(err, slots.ErrBusy):
 		return failedf(codeValidated, "version", "The package in slot %d is being validated. Try again in a moment.", p.SlotID)
 	case errors.Is(err, slots.ErrEmpty), errors.Is(err, slots.ErrUnknown):
-		return failed(codeNoPackage, "version", "There is no package of that version.")
+		return failed(codeNoPackage, "version", messageNoPackage)
 	case errors.Is(err, slots.ErrBoot), slots.ReadOnly(err):
 		e := failed(codeUnhealthy, "", "The slot was not emptied: the slots directory cannot be read or written as it should be.")
 		e.Err = err

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/gorilla/mux"
@@ -131,4 +132,53 @@ type past struct{ noUpdates }
 
 func (past) List(context.Context) ([]store.Upgrade, error) {
 	return []store.Upgrade{{Status: store.UpgradeConfirmed, FromVersion: "x/1", ToVersion: "x/2", CreatedAt: t0, EndTime: t0}}, nil
+}
+
+// TestSlotRefilled: what was asked of a package is not done to the image that is in its slot by now.
+func TestSlotRefilled(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.cfg.Tester = slots.NewTester(b.cfg.Slots, slots.TesterConfig{Policy: slots.TestPolicy{Space: func() (int64, error) { return 1 << 30, nil }}})
+	t.Cleanup(b.cfg.Tester.Close)
+	begun := &beginner{}
+	b.cfg.Updates = begun
+	s := b.open(t)
+	digest := b.fill(t, 1, "9.1", "a")
+	p, err := s.candidate("9.1")
+	check(t, err)
+	if f := s.examine(t.Context(), p); f.code != 0 {
+		t.Errorf("%+v", f)
+	}
+	check(t, b.cfg.Slots.Delete(1))
+	b.fill(t, 1, "9.1", "b")
+	if err := s.empty(p); refusal(err) != "10551325" {
+		t.Errorf("delete: %v", err)
+	}
+	if f := s.examine(t.Context(), p); f.code != codeNoPackage {
+		t.Errorf("%+v", f)
+	}
+	if _, err := s.update(httptest.NewRequest(http.MethodPatch, softwarePath, nil), p, time.Minute); refusal(err) != "10551391" {
+		t.Errorf("update: %v", err)
+	}
+	if begun.sha256 != digest {
+		t.Errorf("it was to activate %q", begun.sha256)
+	}
+	if got := versions(t, s); got != "9.1=1" {
+		t.Errorf("packages: %s", got)
+	}
+	check(t, remove(s, "9.1"))
+	if got := versions(t, s); got != "" {
+		t.Errorf("packages: %s", got)
+	}
+}
+
+// beginner keeps what it was to activate.
+type beginner struct {
+	noUpdates
+	sha256 string
+}
+
+func (b *beginner) Begin(_ context.Context, _ string, _ int, sha256 string, _ store.Actor) error {
+	b.sha256 = sha256
+	return errors.New("no")
 }

@@ -229,7 +229,7 @@ func (s *Server) candidate(version string) (listed, error) {
 	if current != nil && names(version, current.Version) {
 		return listed{}, failedf(codeRunningVersion, "version", "Version %s runs already.", named(current.Version))
 	}
-	return listed{}, failed(codeNoPackage, "version", "There is no package of that version.")
+	return listed{}, failed(codeNoPackage, "version", messageNoPackage)
 }
 
 // enter notes that a job begins to test; only one may.
@@ -299,8 +299,13 @@ func (s *Server) validate(r *http.Request, p listed, timeout time.Duration) (api
 func (s *Server) examine(ctx context.Context, p listed) finding {
 	err := patiently(ctx, func() error {
 		_, release, err := s.cfg.Tester.Examine(ctx, p.SlotID, false)
-		if err == nil {
-			release()
+		if err != nil {
+			return err
+		}
+		defer release()
+		sl, err := s.cfg.Slots.Get(p.SlotID)
+		if err == nil && (sl.Manifest == nil || sl.Manifest.SHA256 != p.SHA256) { // since it was looked for
+			return failed(codeNoPackage, "version", messageNoPackage)
 		}
 		return err
 	})
@@ -378,7 +383,7 @@ func (s *Server) update(r *http.Request, p listed, timeout time.Duration) (api.R
 	}
 	answered := make(chan struct{})
 	row, err := s.run(describeUpdate, id, "Testing the package", by, func(ctx context.Context) finding {
-		err := patiently(ctx, func() error { return s.cfg.Updates.Begin(ctx, id, p.SlotID, by) })
+		err := patiently(ctx, func() error { return s.cfg.Updates.Begin(ctx, id, p.SlotID, p.SHA256, by) })
 		if err != nil {
 			return s.refused(err)
 		}

@@ -121,7 +121,7 @@ func TestPanic(t *testing.T) {
 
 type panics struct{ noUpdates }
 
-func (panics) Begin(context.Context, string, int, store.Actor) error { panic("boom") }
+func (panics) Begin(context.Context, string, int, string, store.Actor) error { panic("boom") }
 
 // TestClosed: no job begins after Close, nor is one stored that would never end.
 func TestClosed(t *testing.T) {

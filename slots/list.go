@@ -208,7 +208,9 @@ func (s *Slots) sweepCare(id int) error {
 // Delete empties a slot, also a damaged one. Its errors wrap [ErrUnknown], [ErrEmpty], [ErrReserved],
 // [ErrProtected], [ErrPinned] or [ErrBusy]. After any other error the slot is either whole or has no manifest any more, and then the
 // next Open sweeps it.
-func (s *Slots) Delete(id int) error {
+func (s *Slots) Delete(id int) error { return s.delete(id, "") }
+
+func (s *Slots) delete(id int, sha256 string) error {
 	if !s.Known(id) {
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrUnknown)
 	}
@@ -228,7 +230,7 @@ func (s *Slots) Delete(id int) error {
 		return fmt.Errorf("cannot delete slot %d: %w", id, err)
 	case sl.Reserved:
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrReserved)
-	case sl.empty():
+	case sl.empty(), sha256 != "" && (sl.Manifest == nil || sl.Manifest.SHA256 != sha256):
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrEmpty)
 	case b.protects(id):
 		return fmt.Errorf("cannot delete slot %d: %w", id, ErrProtected)

@@ -78,8 +78,8 @@ type ontapUpdates struct{ d *daemon }
 func (o ontapUpdates) Possible() bool { return o.d.upgrades.bootID != "" }
 
 // Begin implements [ontap.Updates].
-func (o ontapUpdates) Begin(ctx context.Context, id string, slot int, by store.Actor) error {
-	_, _, err := o.d.upgrades.begin(ctx, order{id: id, slot: slot, message: "PATCH /api/cluster/software", reboot: slots.RebootNow, by: by})
+func (o ontapUpdates) Begin(ctx context.Context, id string, slot int, sha256 string, by store.Actor) error {
+	_, _, err := o.d.upgrades.begin(ctx, order{id: id, slot: slot, sha256: sha256, message: "PATCH /api/cluster/software", reboot: slots.RebootNow, by: by})
 	return err
 }
 

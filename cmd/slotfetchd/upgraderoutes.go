@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -40,6 +41,7 @@ func (d *daemon) upgradeRoutes() []api.Route {
 type order struct {
 	id              string // of the upgrade; empty for a new one
 	slot            int
+	sha256          string // of the image that is meant; empty for whatever the slot has
 	message, reboot string
 	rollback        bool
 	by              store.Actor
@@ -189,6 +191,11 @@ func (u *upgrader) begin(ctx context.Context, o order) (up store.Upgrade, summar
 	sl, err := u.slots.Get(o.slot)
 	if err != nil {
 		return up, "", err
+	}
+	if o.sha256 != "" && sl.Manifest.SHA256 != o.sha256 {
+		e := api.NotFound(slotsPath, strconv.Itoa(o.slot))
+		e.Message = fmt.Sprintf("Slot %d has another image by now.", o.slot)
+		return up, "", e
 	}
 	current, next, err := u.slots.Boot()
 	if err != nil {

@@ -1,6 +1,7 @@
 package ontap
 
 import (
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -21,19 +22,43 @@ func (f fields[T]) names() []string {
 	return out
 }
 
-// collection answers with the records that q asks for, which come oldest first. It streams: of ten thousand jobs the text is
-// never in memory as a whole.
-func collection[T any](q query, all []T, f fields[T]) api.Reply {
-	page := make([]T, 0, len(all))
-	for _, r := range all {
-		if !slices.ContainsFunc(q.filters, func(want filter) bool { return !want.match(f[want.field](r)) }) {
-			page = append(page, r)
-		}
+// errFull means that a page needs no more records.
+var errFull = errors.New("the page is full")
+
+// pager makes a page of records that come one by one, oldest first.
+type pager[T any] struct {
+	q       query
+	f       fields[T]
+	skipped int
+	page    []T
+	more    bool // there are records behind the page
+}
+
+// add puts a record onto the page, if it belongs there; errFull if no more is needed. To put them in another order takes all that
+// match.
+func (p *pager[T]) add(r T) error {
+	if slices.ContainsFunc(p.q.filters, func(want filter) bool { return !want.match(p.f[want.field](r)) }) {
+		return nil
 	}
-	if len(q.order) > 0 {
-		slices.SortStableFunc(page, func(a, b T) int {
-			for _, o := range q.order {
-				if c := compare(f[o.field](a), f[o.field](b)); c != 0 && o.descending {
+	switch {
+	case len(p.q.order) > 0:
+		p.page = append(p.page, r)
+	case p.skipped < p.q.offset:
+		p.skipped++
+	case len(p.page) == p.q.most:
+		p.more = true
+		return errFull
+	default:
+		p.page = append(p.page, r)
+	}
+	return nil
+}
+
+func (p *pager[T]) reply() api.Reply {
+	if len(p.q.order) > 0 {
+		slices.SortStableFunc(p.page, func(a, b T) int {
+			for _, o := range p.q.order {
+				if c := compare(p.f[o.field](a), p.f[o.field](b)); c != 0 && o.descending {
 					return -c
 				} else if c != 0 {
 					return c
@@ -41,18 +66,32 @@ func collection[T any](q query, all []T, f fields[T]) api.Reply {
 			}
 			return 0
 		})
+		p.page = p.page[min(p.q.offset, len(p.page)):]
+		if p.more = len(p.page) > p.q.most; p.more {
+			p.page = p.page[:p.q.most]
+		}
 	}
-	page = page[min(q.offset, len(page)):]
 	next := ""
-	if len(page) > q.most {
-		page = page[:q.most]
-		next = q.next(len(page))
+	if p.more {
+		next = p.q.next(len(p.page))
 	}
-	reply := api.Reply{Stream: func(w io.Writer) error { return writePage(w, q, page, next) }}
+	reply := api.Reply{Stream: func(w io.Writer) error { return writePage(w, p.q, p.page, next) }}
 	if next != "" {
 		reply.Header = http.Header{"Link": {"<" + next + `>; rel="next"`}}
 	}
 	return reply
+}
+
+// collection answers with the records that q asks for, which come oldest first. It streams: of ten thousand the text is never in
+// memory as a whole.
+func collection[T any](q query, all []T, f fields[T]) api.Reply {
+	p := pager[T]{q: q, f: f}
+	for _, r := range all {
+		if p.add(r) != nil {
+			break
+		}
+	}
+	return p.reply()
 }
 
 func compare(a, b value) int {

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/gorilla/mux"
@@ -186,46 +184,6 @@ func ofError(j Job, get func(*Error) string) value {
 		return value{isNull: true}
 	}
 	return text(get(j.Error))
-}
-
-// getJobs lists what was asked for, oldest first: downloads by when they were accepted, the others by when they began.
-func (s *Server) getJobs(r *http.Request) (api.Reply, error) {
-	q, err := readQuery(r, jobFields.names(), nil)
-	if err != nil {
-		return api.Reply{}, err
-	}
-	node, err := s.name()
-	if err != nil {
-		return api.Reply{}, err
-	}
-	type dated struct {
-		at time.Time
-		Job
-	}
-	var all []dated
-	rows, err := s.rows(r.Context())
-	if err != nil {
-		return api.Reply{}, err
-	}
-	for _, row := range rows {
-		j, err := s.other(r.Context(), row, node)
-		if err != nil {
-			return api.Reply{}, err
-		}
-		all = append(all, dated{row.StartTime, j})
-	}
-	if err := s.cfg.Fetch.Each(r.Context(), func(f store.Fetch) error {
-		all = append(all, dated{f.CreatedAt, s.download(f, node)})
-		return nil
-	}); err != nil {
-		return api.Reply{}, err
-	}
-	slices.SortStableFunc(all, func(a, b dated) int { return a.at.Compare(b.at) })
-	jobs := make([]Job, len(all))
-	for i, d := range all {
-		jobs[i] = d.Job
-	}
-	return collection(q, jobs, jobFields), nil
 }
 
 // patchJob cancels downloads; nothing else can be done to a job here.

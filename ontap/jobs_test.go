@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,10 +38,13 @@ func (noUpdates) Begin(context.Context, string, int, string, store.Actor) error 
 // box is what the dialect stands on, with a clock.
 type box struct {
 	cfg      Config
-	now      time.Time
+	now      atomic.Pointer[time.Time]
 	database string
 	log      *journal
 }
+
+// set sets the clock.
+func (b *box) set(now time.Time) { b.now.Store(&now) }
 
 // journal keeps what is logged.
 type journal struct {
@@ -62,8 +66,9 @@ func (j *journal) String() string {
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{now: t0, database: filepath.Join(t.TempDir(), "db"), log: &journal{}}
-	clock := func() time.Time { return b.now }
+	b := &box{database: filepath.Join(t.TempDir(), "db"), log: &journal{}}
+	b.set(t0)
+	clock := func() time.Time { return *b.now.Load() }
 	log := slog.New(slog.NewTextHandler(b.log, nil))
 	st, err := store.Open(b.database, store.Options{Now: clock})
 	check(t, err)
@@ -113,11 +118,11 @@ func TestJobLife(t *testing.T) {
 	by := store.Actor{Name: "ann"}
 	row, err := s.done("POST "+uploadPath, 0, "success", by)
 	check(t, err)
-	b.now = t0.Add(301 * time.Second)
+	b.set(t0.Add(301 * time.Second))
 	if j, err := get(t, s, row.ID); err != nil || j.State != stateSuccess || *j.EndTime != "2026-05-04T08:00:00+00:00" {
 		t.Errorf("%+v, %v", j, err)
 	}
-	b.now = t0.Add(jobLife + time.Second)
+	b.set(t0.Add(jobLife + time.Second))
 	_, err = s.done("POST "+uploadPath, codeUploadWrite, "It could not be written.", by)
 	check(t, err)
 	var e *api.Error

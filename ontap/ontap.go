@@ -27,8 +27,9 @@ const (
 	historyPath   = softwarePath + "/history"
 	packageVarKey = "version"
 
-	// jobLife is how long a job is kept that is no download (contract section 4).
-	jobLife = 7 * 24 * time.Hour
+	// jobLife is how long a job is kept that is no download (contract section 4), jobsKept how many of them that have ended.
+	jobLife  = 7 * 24 * time.Hour
+	jobsKept = 10_000
 )
 
 // Updates is how slots are activated. It is declared here, by its consumer.
@@ -77,7 +78,8 @@ type Server struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	posting sync.Mutex // so that two equal downloads do not both begin
+	posting sync.Mutex    // so that two equal downloads do not both begin
+	lists   chan struct{} // has one for each list of jobs that is being made
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced when a job that is no download ends, or its test
@@ -96,7 +98,7 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, changed: make(chan struct{}), results: []Validation{}, ours: map[string]bool{}, outcomes: map[string]outcome{}}
+	s := &Server{cfg: cfg, lists: make(chan struct{}, maxLists), changed: make(chan struct{}), results: []Validation{}, ours: map[string]bool{}, outcomes: map[string]outcome{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	switch err := s.settle(); {
 	case err == nil:

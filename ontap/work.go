@@ -197,12 +197,12 @@ func (s *Server) job(ctx context.Context, id string) (store.Job, error) {
 	return row, err
 }
 
-// rows are all of them, oldest first.
-func (s *Server) rows(ctx context.Context) ([]store.Job, error) {
+// rows are what store reads, with their ends though the database may not have those yet.
+func (s *Server) rows(read func() ([]store.Job, error)) ([]store.Job, error) {
 	s.mu.Lock()
-	outcomes := maps.Clone(s.outcomes)
+	outcomes := maps.Clone(s.outcomes) // before the rows, as in job
 	s.mu.Unlock()
-	rows, err := s.cfg.Store.Jobs(ctx)
+	rows, err := read()
 	for i := range rows {
 		if o, ended := outcomes[rows[i].ID]; ended {
 			o.show(&rows[i])
@@ -244,11 +244,11 @@ func (s *Server) current(ctx context.Context, row store.Job) (store.Job, error) 
 }
 
 // expire forgets old jobs.
-func (s *Server) expire() error { return s.cfg.Store.ExpireJobs(s.cfg.Now().Add(-jobLife)) }
+func (s *Server) expire() error { return s.cfg.Store.ExpireJobs(s.cfg.Now().Add(-jobLife), jobsKept) }
 
 // settle ends the jobs that an earlier run did not.
 func (s *Server) settle() error {
-	rows, err := s.rows(s.ctx)
+	rows, err := s.rows(func() ([]store.Job, error) { return s.cfg.Store.RunningJobs(s.ctx) })
 	if err != nil {
 		return err
 	}

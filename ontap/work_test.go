@@ -137,7 +137,7 @@ func TestClosed(t *testing.T) {
 	if !errors.As(err, &e) || e.Code != "10551892" || e.Status != http.StatusServiceUnavailable {
 		t.Errorf("%v", err)
 	}
-	rows, err := b.cfg.Store.Jobs(t.Context())
+	rows, err := b.cfg.Store.Jobs(t.Context(), 0, 10)
 	check(t, err)
 	if len(rows) != 0 {
 		t.Errorf("%+v", rows)

@@ -22,7 +22,9 @@ const (
 
 // Job is something that the ONTAP dialect was asked for and that is no fetch.
 type Job struct {
-	ID string
+	// Seq is higher than that of all jobs before.
+	Seq int64
+	ID  string
 	// Description is method and path of the request.
 	Description string
 	State       JobState
@@ -70,10 +72,11 @@ func (s *Store) EndJob(id string, state JobState, code int, message string, at t
 	return j, nil
 }
 
-// ExpireJobs removes those that ended before a moment.
-func (s *Store) ExpireJobs(before time.Time) error {
+// ExpireJobs removes those that ended before a moment, and all that have ended but the newest keep.
+func (s *Store) ExpireJobs(before time.Time, keep int) error {
 	err := s.write(func(c *sql.Conn) error {
-		_, err := c.ExecContext(context.Background(), `DELETE FROM jobs WHERE end_time < ?`, millis(before))
+		_, err := c.ExecContext(context.Background(), `DELETE FROM jobs WHERE end_time < ? OR end_time IS NOT NULL AND
+			seq <= (SELECT seq FROM jobs WHERE end_time IS NOT NULL ORDER BY seq DESC LIMIT 1 OFFSET ?)`, millis(before), keep)
 		return err
 	})
 	if err != nil {
@@ -91,9 +94,18 @@ func (s *Store) Job(ctx context.Context, id string) (Job, error) {
 	return j, err
 }
 
-// Jobs are all of them, oldest first.
-func (s *Store) Jobs(ctx context.Context) ([]Job, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs ORDER BY seq`)
+// Jobs are those behind after, a Seq, oldest first, and at most limit of them.
+func (s *Store) Jobs(ctx context.Context, after int64, limit int) ([]Job, error) {
+	return s.jobs(ctx, `seq > ? ORDER BY seq LIMIT ?`, after, limit)
+}
+
+// RunningJobs are those that have not ended, oldest first.
+func (s *Store) RunningJobs(ctx context.Context) ([]Job, error) {
+	return s.jobs(ctx, `end_time IS NULL ORDER BY seq`)
+}
+
+func (s *Store) jobs(ctx context.Context, where string, args ...any) ([]Job, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list jobs: %w", err)
 	}
@@ -109,12 +121,12 @@ func (s *Store) Jobs(ctx context.Context) ([]Job, error) {
 	return out, rows.Err()
 }
 
-const jobColumns = `id, description, state, code, message, created_by, start_time, end_time`
+const jobColumns = `seq, id, description, state, code, message, created_by, start_time, end_time`
 
 func scanJob(row interface{ Scan(...any) error }) (Job, error) {
 	var j Job
 	var start, end sql.NullInt64
-	err := row.Scan(&j.ID, &j.Description, &j.State, &j.Code, &j.Message, &j.CreatedBy, &start, &end)
+	err := row.Scan(&j.Seq, &j.ID, &j.Description, &j.State, &j.Code, &j.Message, &j.CreatedBy, &start, &end)
 	if errors.Is(err, sql.ErrNoRows) {
 		return j, ErrNotFound
 	}

@@ -16,7 +16,7 @@ func TestJobs(t *testing.T) {
 	ok(t, err)
 	t.Cleanup(func() { ok(t, s.Close()) })
 	alice := store.Actor{Name: "alice", Address: "192.0.2.1"}
-	want := store.Job{ID: "a", Description: "PATCH /api/cluster/software", State: store.JobRunning, Message: "Testing", CreatedBy: "alice", StartTime: t0}
+	want := store.Job{Seq: 1, ID: "a", Description: "PATCH /api/cluster/software", State: store.JobRunning, Message: "Testing", CreatedBy: "alice", StartTime: t0}
 	equal(t, want, must[store.Job](t)(s.AddJob(want, alice)))
 	done := store.Job{ID: "b", Description: "DELETE /api/cluster/software/packages/9", State: store.JobSuccess, Message: "success"}
 	_, err = s.AddJob(done, store.Actor{Name: "alice", Address: "192.0.2.1", App: "ansible/9"})
@@ -39,8 +39,41 @@ func TestJobs(t *testing.T) {
 	if _, err := s.Job(t.Context(), "c"); !errors.Is(err, store.ErrNotFound) {
 		t.Error(err)
 	}
-	ok(t, s.ExpireJobs(t0.Add(time.Second)))
-	equal(t, []store.Job{want}, must[[]store.Job](t)(s.Jobs(t.Context())))
+	ok(t, s.ExpireJobs(t0.Add(time.Second), 10))
+	equal(t, []store.Job{want}, must[[]store.Job](t)(s.Jobs(t.Context(), 0, 10)))
+}
+
+// TestManyJobs: of those that have ended only the newest are kept, and they can be read piece by piece.
+func TestManyJobs(t *testing.T) {
+	t.Parallel()
+	s, err := store.Open(filepath.Join(t.TempDir(), "slotfetch.db"), store.Options{Now: func() time.Time { return t0 }})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, s.Close()) })
+	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+		j := store.Job{ID: id, Description: "x", State: store.JobSuccess, Message: "success"}
+		if id == "a" || id == "e" {
+			j.State = store.JobRunning
+		}
+		_, err := s.AddJob(j, store.Actor{Name: "alice"})
+		ok(t, err)
+	}
+	list := func(after int64, limit int) (ids string) {
+		for _, j := range must[[]store.Job](t)(s.Jobs(t.Context(), after, limit)) {
+			ids += j.ID
+		}
+		return ids
+	}
+	for _, tt := range []struct {
+		keep int
+		want string
+	}{{4, "abcdef"}, {3, "acdef"}, {1, "aef"}, {1, "aef"}, {0, "ae"}} {
+		ok(t, s.ExpireJobs(t0, tt.keep))
+		equal(t, tt.want, list(0, 10))
+	}
+	equal(t, "a", list(0, 1))
+	equal(t, "e", list(1, 1))
+	equal(t, "", list(5, 1))
+	equal(t, 2, len(must[[]store.Job](t)(s.RunningJobs(t.Context()))))
 }
 
 // TestForemost: what is under way comes before what waits, and that before what is over.

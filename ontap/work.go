@@ -96,6 +96,9 @@ func (s *Server) enlist() bool {
 
 // add stores a job, and forgets those that are old by now. After an error the job may be durable all the same; then it has failed.
 func (s *Server) add(j store.Job, by store.Actor) (store.Job, error) {
+	if err := s.settle(); err != nil { // what nobody has looked at since it ended would never be old
+		s.cfg.Log.Warn("cannot settle the jobs of before", "err", err)
+	}
 	if err := s.expire(); err != nil {
 		return j, err
 	}
@@ -235,7 +238,10 @@ func (s *Server) current(ctx context.Context, row store.Job) (store.Job, error) 
 			o.message = "The activation failed. The agent's journal has the details."
 		}
 	}
-	if o.at = u.EndTime; o.at.IsZero() {
+	if o.at, err = s.cfg.Store.UpgradeAnswered(ctx, row.ID); err != nil {
+		return row, err
+	}
+	if o.at.IsZero() {
 		o.at = s.cfg.Now()
 	}
 	s.endLater(row.ID, o)
@@ -246,7 +252,7 @@ func (s *Server) current(ctx context.Context, row store.Job) (store.Job, error) 
 // expire forgets old jobs.
 func (s *Server) expire() error { return s.cfg.Store.ExpireJobs(s.cfg.Now().Add(-jobLife), jobsKept) }
 
-// settle ends the jobs that an earlier run did not.
+// settle ends the jobs that an earlier run did not, and those of activations that are over.
 func (s *Server) settle() error {
 	rows, err := s.rows(func() ([]store.Job, error) { return s.cfg.Store.RunningJobs(s.ctx) })
 	if err != nil {

@@ -121,6 +121,16 @@ func (s *Store) jobs(ctx context.Context, where string, args ...any) ([]Job, err
 	return out, rows.Err()
 }
 
+// UpgradeAnswered is when an upgrade became more than requested, by the audit; zero if that does not know.
+func (s *Store) UpgradeAnswered(ctx context.Context, id string) (time.Time, error) {
+	var at sql.NullInt64
+	if err := s.r.QueryRowContext(ctx, `SELECT min(at) FROM events WHERE object = ? AND action IN ('upgrade.activated', 'upgrade.booted', 'upgrade.confirmed',
+		'upgrade.reverting', 'upgrade.failed')`, id).Scan(&at); err != nil {
+		return time.Time{}, fmt.Errorf("cannot read audit: %w", err)
+	}
+	return moment(at), nil
+}
+
 const jobColumns = `seq, id, description, state, code, message, created_by, start_time, end_time`
 
 func scanJob(row interface{ Scan(...any) error }) (Job, error) {

@@ -76,6 +76,27 @@ func TestManyJobs(t *testing.T) {
 	equal(t, 2, len(must[[]store.Job](t)(s.RunningJobs(t.Context()))))
 }
 
+// TestUpgradeAnswered: it is the first move that counts.
+func TestUpgradeAnswered(t *testing.T) {
+	t.Parallel()
+	now := t0
+	s, err := store.Open(filepath.Join(t.TempDir(), "slotfetch.db"), store.Options{Now: func() time.Time { return now }})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, s.Close()) })
+	by := store.Actor{Name: "alice"}
+	u := store.Upgrade{ID: "u", Request: "r", BootID: "b", To: 1, Reboot: "now"}
+	ok(t, s.AddUpgrade(u, by))
+	equal(t, time.Time{}, must[time.Time](t)(s.UpgradeAnswered(t.Context(), "u")))
+	from := store.UpgradeRequested
+	for _, to := range []store.UpgradeStatus{store.UpgradeActivated, store.UpgradeBooted} {
+		now = now.Add(time.Minute)
+		u.Status = to
+		ok(t, s.MoveUpgrade(u, from, by))
+		from = to
+	}
+	equal(t, t0.Add(time.Minute), must[time.Time](t)(s.UpgradeAnswered(t.Context(), "u")))
+}
+
 // TestForemost: what is under way comes before what waits, and that before what is over.
 func TestForemost(t *testing.T) {
 	t.Parallel()

@@ -279,6 +279,10 @@ func TestRoles(t *testing.T) {
 				header = []string{"Cookie", b.session[role]}
 			}
 			for _, method := range []string{"GET", "HEAD", "OPTIONS"} {
+				want := want
+				if method == "OPTIONS" && want == 403 {
+					want = 200 // which says nothing of who may call what
+				}
 				r := b.do(method, "/api/"+path, "", header...)
 				if r.status != want {
 					t.Errorf("%s %s as %q: %d, want %d", method, path, role, r.status, want)

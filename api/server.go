@@ -48,7 +48,7 @@ type Server struct {
 type resource struct {
 	handlers map[string]Route
 	allow    []string
-	options  Access
+	options  Access // of OPTIONS: each role, and anybody where a method is public
 }
 
 // NewServer builds the router from the table. Each path is registered once, without methods: with methods, mux
@@ -61,7 +61,7 @@ func NewServer(cfg Config) *Server {
 	for _, r := range cfg.Routes {
 		p := paths[r.Path]
 		if p == nil {
-			p = &resource{handlers: map[string]Route{}, allow: []string{http.MethodOptions}, options: r.Access}
+			p = &resource{handlers: map[string]Route{}, allow: []string{http.MethodOptions}, options: Viewer}
 			paths[r.Path] = p
 			s.router.Path(r.Path).Handler(s.serve(p))
 		}

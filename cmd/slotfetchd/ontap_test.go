@@ -178,6 +178,9 @@ func clusterRoles(t *testing.T) {
 	job := operator.job(t, wish(serveSmall(t), "checksum", sha(small)))
 	operator.ends(t, job, "success")
 	viewer.do(t, "PATCH", job+"?action=cancel", "").refuses(t, 403, "6", "")
+	if r := viewer.do(t, "OPTIONS", clusterPath+"/software/upload", "").want(t, 200); r.header.Get("Allow") != "OPTIONS, POST" {
+		t.Errorf("Allow: %q", r.header.Get("Allow"))
+	}
 	version := operator.do(t, "GET", packagesPath, "").str("records.0.version")
 	r := operator.do(t, "PATCH", softwarePath+"?validate_only=true", fmt.Sprintf(`{"version":%q}`, version)).want(t, 202)
 	operator.ends(t, jobsPath+"/"+r.str("job.uuid"), "success")

@@ -88,7 +88,7 @@ type FetchBody struct {
 	RetryReason *string `json:"retry_reason"`
 	// ErrorDetails is what Error is about, while waiting what RetryReason is about; null otherwise.
 	ErrorDetails *Fault `json:"error_details"`
-	// Deduplicated tells that the slot had the image already, so that nothing was downloaded.
+	// Deduplicated tells that the slot had the image already; mostly nothing was downloaded then.
 	Deduplicated bool `json:"deduplicated"`
 	// Phase is downloading, waiting, verifying or installing; null unless in-progress.
 	Phase *string `json:"phase"`

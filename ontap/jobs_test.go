@@ -111,14 +111,19 @@ func get(t *testing.T, s *Server, id string) (Job, error) {
 	return j, err
 }
 
-// TestJobLife: a job answers long after the 300 s of ONTAP, and is forgotten after a week.
+// TestJobLife: a job answers long after the 300 s of ONTAP, and is forgotten after a week; a download is not.
 func TestJobLife(t *testing.T) {
 	b := newBox(t)
 	s := b.open(t)
 	by := store.Actor{Name: "ann"}
 	row, err := s.done("POST "+uploadPath, 0, "success", by)
 	check(t, err)
+	f, err := b.cfg.Store.EnqueueFinished(store.Fetch{Key: "77777777-7777-4777-8777-777777777777", URL: "http://127.0.0.1:1/x", SHA256: strings.Repeat("0", 64)}, 1, 5, by)
+	check(t, err)
 	b.set(t0.Add(301 * time.Second))
+	if j, err := get(t, s, f.Key); err != nil || j.State != stateSuccess || *j.EndTime != "2026-05-04T08:00:00+00:00" {
+		t.Errorf("%+v, %v", j, err)
+	}
 	if j, err := get(t, s, row.ID); err != nil || j.State != stateSuccess || *j.EndTime != "2026-05-04T08:00:00+00:00" {
 		t.Errorf("%+v, %v", j, err)
 	}
@@ -128,6 +133,9 @@ func TestJobLife(t *testing.T) {
 	var e *api.Error
 	if _, err := get(t, s, row.ID); !errors.As(err, &e) || e.Code != "4" {
 		t.Errorf("a week later: %v", err)
+	}
+	if j, err := get(t, s, f.Key); err != nil || j.State != stateSuccess {
+		t.Errorf("a week later: %+v, %v", j, err)
 	}
 }
 

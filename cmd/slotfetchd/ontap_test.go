@@ -771,27 +771,6 @@ func TestOntapFallback(t *testing.T) {
 	c.do(t, "GET", softwarePath+"/history", "").is(t, "records.0.state", "canceled")
 }
 
-// TestOntapInterrupted: a job that nobody ends any more has failed.
-func TestOntapInterrupted(t *testing.T) {
-	t.Parallel()
-	x := newBox(t, "", nil)
-	c := x.cluster(t, "admin", x.admin)
-	version := c.do(t, "GET", packagesPath, "").str("records.0.version")
-	var jobs []string
-	for range 10 { // the kill comes at different moments of the test
-		r := c.do(t, "PATCH", softwarePath+"?validate_only=true", fmt.Sprintf(`{"version":%q}`, version)).want(t, 202)
-		x.restart(t, syscall.SIGKILL)
-		jobs = append(jobs, jobsPath+"/"+r.str("job.uuid"))
-	}
-	for _, job := range jobs {
-		r := c.do(t, "GET", job, "").want(t, 200)
-		if s := r.str("state"); s != "success" && (s != "failure" || r.str("message") == "") {
-			t.Error(r.raw)
-		}
-	}
-	c.do(t, "GET", softwarePath, "").is(t, "state", "completed", "validation_results", []any{})
-}
-
 func clusterUpload(t *testing.T) {
 	a := startAgent(t, "[slots]\ncount = 2\n")
 	c := a.clusterUser(t, "operator")
@@ -869,24 +848,4 @@ func clusterCodes(t *testing.T) {
 	a = startAgent(t, "[slots]\nreserve = 9000000000000000\n")
 	c = a.cluster(t, "admin", a.admin)
 	end(fetchtest.Whole(small).Serve, 10551892)
-}
-
-// TestOntapForgets: a job that is no download is kept for seven days, a download for as long as its entry.
-func TestOntapQuick(t *testing.T) {
-	t.Parallel()
-	a := startAgent(t, "")
-	c := a.cluster(t, "admin", a.admin)
-	img := fetchtest.NewImage(16, 64<<20)
-	job := c.job(t, wish(fetchtest.NewHTTP(t, nil).Handle("/big.iso", fetchtest.Whole(img).Serve), "checksum", sha(img)))
-	c.do(t, "GET", clusterPath, "").want(t, 200) // the password is checked once
-	best := time.Hour
-	for range 20 {
-		begun := time.Now()
-		c.do(t, "GET", clusterPath, "").want(t, 200)
-		best = min(best, time.Since(begun))
-	}
-	if best > 100*time.Millisecond {
-		t.Errorf("the first probe takes %s at best", best)
-	}
-	c.ends(t, job, "success")
 }

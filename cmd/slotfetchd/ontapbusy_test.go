@@ -218,3 +218,20 @@ func TestOntapUploadFails(t *testing.T) {
 		}
 	}
 }
+
+// TestOntapRotten: an image that a validation has found to be bad is brought again by the same download, and then the good one
+// has the name.
+func TestOntapRotten(t *testing.T) {
+	t.Parallel()
+	x := newBox(t, "", nil)
+	c := x.cluster(t, "admin", x.admin)
+	version := c.do(t, "GET", packagesPath, "").is(t, "num_records", 1, "records.0.slot_id", 2).str("records.0.version")
+	damage(t, x.agent, 2)
+	c.do(t, "PATCH", softwarePath+"?validate_only=true&return_timeout=60", fmt.Sprintf(`{"version":%q}`, version)).refuses(t, 409, "10551396", "")
+	img := fetchtest.NewImage(uint64(other+1), 300_000) // what newBox has put there
+	url := fetchtest.NewHTTP(t, nil).Handle("/"+version+".iso", fetchtest.Whole(img).Serve)
+	c.ends(t, c.job(t, wish(url, "checksum", sha(img))), "success").is(t, "message", "success")
+	c.do(t, "GET", packagesPath+"/"+version, "").want(t, 200).is(t, "slot_id", 3)
+	c.do(t, "GET", packagesPath+"/"+version+"+slot2", "").want(t, 200).is(t, "slot_id", 2)
+	c.do(t, "PATCH", softwarePath+"?validate_only=true&return_timeout=60", fmt.Sprintf(`{"version":%q}`, version)).want(t, 200)
+}

@@ -50,8 +50,8 @@ func (s *Store) migrate(keep bool) error {
 			if err := s.keepCopy(version); err != nil && !Full(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 				return fmt.Errorf("cannot copy the database before migrating it: %w", err)
 			}
-			keep = false
 		}
+		keep = false // what is made anew needs no copy
 		if err := s.update(func(tx *sql.Tx) error { return step(tx, version, string(text)) }); err != nil {
 			return fmt.Errorf("cannot migrate to schema %d: %w", version+1, err)
 		}

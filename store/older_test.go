@@ -56,6 +56,11 @@ func TestKeepCopy(t *testing.T) {
 	equal(t, []string{path + ".schema1"}, copies)
 	s = must[*store.Store](t)(store.Open(path, store.Options{KeepCopy: true})) // nothing to migrate
 	ok(t, s.Close())
+	fresh := filepath.Join(t.TempDir(), "new.db")
+	ok(t, must[*store.Store](t)(store.Open(fresh, store.Options{KeepCopy: true})).Close())
+	if none := must[[]string](t)(filepath.Glob(fresh + ".schema*")); none != nil {
+		t.Errorf("a new database has %v", none)
+	}
 	old := raw(t, copies[0])
 	var version int
 	ok(t, old.QueryRow("PRAGMA user_version").Scan(&version))

@@ -19,7 +19,7 @@ import (
 func TestPanicOfAConnection(t *testing.T) {
 	t.Parallel()
 	lines := make(chan string, 10)
-	d := &daemon{log: slog.New(slog.NewTextHandler(lineWriter(lines), nil)), cert: &certificate{}}
+	d := &daemon{cfg: defaults(), log: slog.New(slog.NewTextHandler(lineWriter(lines), nil)), cert: &certificate{}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -33,8 +33,11 @@ func (s *Slots) boot() (bootChoice, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return bootChoice{}, fmt.Errorf("%w: cannot read %s: %w", ErrBoot, bootFile, err)
 	}
-	if b.Current == nil {
-		b.Current = s.runs.Load() // somebody has removed the file, as our own messages advise
+	if runs := s.runs.Load(); b.Current == nil && runs != nil && s.Known(*runs) {
+		// Somebody has removed the file, as our own messages advise. An empty slot is not what runs, whatever the kernel says.
+		if m, problem, err := s.read(*runs); err != nil || m != nil || problem != nil && !errors.Is(problem, errNoManifest) {
+			b.Current = runs
+		}
 	}
 	if b.AfterReboot == nil {
 		b.AfterReboot = b.Current

@@ -129,7 +129,6 @@ func Dialect(authenticator api.Authenticator) api.Dialect {
 
 // Routes are the resources of the dialect (contract section 1).
 func (s *Server) Routes() []api.Route {
-	hold := func(r *http.Request) time.Duration { return readTimeout(r) }
 	return []api.Route{
 		{Method: http.MethodGet, Path: prefix, Access: api.Viewer, Handler: s.getCluster},
 		{Method: http.MethodGet, Path: nodesPath, Access: api.Viewer, Handler: s.getNodes},
@@ -137,13 +136,13 @@ func (s *Server) Routes() []api.Route {
 		{Method: http.MethodGet, Path: jobsPath + "/{uuid}", Access: api.Viewer, Handler: s.getJob},
 		{Method: http.MethodPatch, Path: jobsPath + "/{uuid}", Access: api.Operator, Wait: api.Always(time.Minute), Handler: s.patchJob},
 		{Method: http.MethodGet, Path: downloadPath, Access: api.Viewer, Handler: s.getDownload},
-		{Method: http.MethodPost, Path: downloadPath, Access: api.Operator, Wait: hold, Handler: s.postDownload},
+		{Method: http.MethodPost, Path: downloadPath, Access: api.Operator, Wait: readTimeout, Handler: s.postDownload},
 		{Method: http.MethodGet, Path: softwarePath, Access: api.Viewer, Handler: s.getSoftware},
 		// validate_only is for operators; what is more than that asks for an admin itself.
-		{Method: http.MethodPatch, Path: softwarePath, Access: api.Operator, Wait: hold, Handler: s.patchSoftware},
+		{Method: http.MethodPatch, Path: softwarePath, Access: api.Operator, Wait: readTimeout, Handler: s.patchSoftware},
 		{Method: http.MethodGet, Path: packagesPath, Access: api.Viewer, Handler: s.getPackages},
 		{Method: http.MethodGet, Path: packagesPath + "/{" + packageVarKey + "}", Access: api.Viewer, Handler: s.getPackage},
-		{Method: http.MethodDelete, Path: packagesPath + "/{" + packageVarKey + "}", Access: api.Operator, Wait: hold, Handler: s.deletePackage},
+		{Method: http.MethodDelete, Path: packagesPath + "/{" + packageVarKey + "}", Access: api.Operator, Wait: readTimeout, Handler: s.deletePackage},
 		{Method: http.MethodPost, Path: uploadPath, Access: api.Operator, Idle: fetch.UploadIdle, Wait: api.Always(fetch.UploadWait), Handler: s.postUpload},
 		{Method: http.MethodGet, Path: historyPath, Access: api.Viewer, Handler: s.getHistory},
 	}

@@ -40,7 +40,7 @@ func (s *Server) upload(r *http.Request) (api.Reply, error) {
 		return api.Reply{}, failed(codeNotMultipart, "", `The image must be the part "file" of a multipart/form-data body.`)
 	}
 	if busy, err := s.busy(r.Context()); err != nil {
-		return api.Reply{}, err
+		return api.Reply{}, unreadable(err)
 	} else if busy {
 		return api.Reply{}, failed(codeUpdating, "", "A software update is in progress.")
 	}

@@ -217,7 +217,7 @@ func (s *Server) rows(read func() ([]store.Job, error)) ([]store.Job, error) {
 // current is row, or what has become of it: nobody else ends the job of an activation, which is over when the reboot is due or
 // it came to nothing.
 func (s *Server) current(ctx context.Context, row store.Job) (store.Job, error) {
-	if row.State != store.JobRunning || s.testing(row.ID) != "" {
+	if row.State != store.JobRunning || s.testing(row.ID) {
 		return row, nil
 	}
 	u, err := s.cfg.Store.Upgrade(ctx, row.ID)
@@ -310,7 +310,7 @@ func (s *Server) await(ctx context.Context, id string, d time.Duration) (store.J
 		s.mu.Lock()
 		changed := s.changed
 		s.mu.Unlock()
-		tested := s.testing(id) == "" // before the row
+		tested := !s.testing(id) // before the row
 		row, err := s.job(context.WithoutCancel(ctx), id)
 		if err != nil || row.State != store.JobRunning || tested {
 			return row, err

@@ -125,13 +125,19 @@ func (c *cluster) job(t *testing.T, body string) string {
 // ends waits for the end of a job.
 func (c *cluster) ends(t *testing.T, job, state string) reply {
 	t.Helper()
+	return c.await(t, job, state, func(r reply) bool { return r.str("state") == state })
+}
+
+// await asks for a job until it is as wanted.
+func (c *cluster) await(t *testing.T, job, what string, ok func(reply) bool) reply {
+	t.Helper()
 	for end := time.Now().Add(fetchtest.Patience); ; time.Sleep(5 * time.Millisecond) {
 		r := c.do(t, "GET", job, "").want(t, 200)
 		switch got := r.str("state"); {
-		case got == state:
+		case ok(r):
 			return r
 		case got == "success" || got == "failure" || time.Now().After(end):
-			t.Fatalf("the job did not become %s: %s", state, r.raw)
+			t.Fatalf("the job did not become %s: %s", what, r.raw)
 		}
 	}
 }
@@ -298,7 +304,7 @@ func clusterJob(t *testing.T) {
 	job := c.job(t, wish(url, "checksum", sha(img)))
 	x := server.Next(t)
 	second := c.job(t, wish(serveSmall(t), "checksum", sha(small)))
-	r := c.ends(t, job, "running").is(t, "code", 0, "error", nil, "end_time", nil, "description", "POST "+downloadPath, "_links.self.href", job, "progress.bytes_total", 600_000)
+	r := c.await(t, job, "one of a known length", func(r reply) bool { return r.get("progress.bytes_total") != 0.0 }).is(t, "state", "running", "code", 0, "error", nil, "end_time", nil, "description", "POST "+downloadPath, "_links.self.href", job, "progress.bytes_total", 600_000)
 	if !strings.HasPrefix(r.str("message"), "Package download in progress") || r.str("start_time") == "" || r.str("node.name") == "" {
 		t.Errorf("running: %s", r.raw)
 	}

@@ -118,7 +118,7 @@ func (r *rootSide) answer(ctx context.Context) (stays bool, err error) {
 	}
 	result.OK, result.Time = err == nil, time.Now().UTC().Truncate(time.Second)
 	if err != nil {
-		result.Message = err.Error()
+		result.Message = r.told(err)
 		result.Uncertain = errors.As(err, new(errUncertain))
 	}
 	result.Running = r.running
@@ -131,12 +131,26 @@ func (r *rootSide) answer(ctx context.Context) (stays bool, err error) {
 	if rerr := handover.RemoveRequest(); rerr != nil {
 		return true, errors.Join(err, fmt.Errorf("cannot remove the request: %w", rerr))
 	}
-	r.log.Info("answered", "request", result.ID, "action", result.Action, "ok", result.OK, "message", result.Message, "reboot", reboot)
+	r.log.Info("answered", "request", result.ID, "action", result.Action, "ok", result.OK, "err", err, "reboot", reboot)
 	if reboot {
 		unlock()
 		err = errors.Join(err, r.hooks.reboot(ctx))
 	}
 	return false, err
+}
+
+// told is err for the agent, whose callers read it: with the keys of the configuration for the paths of the box.
+func (r *rootSide) told(err error) string {
+	if errors.As(err, new(errUntrusted)) {
+		return "The programs in activate.hooks were not used, for they are not what they should be, or others than root could change them. The journal of slotfetch-activate names the file."
+	}
+	text := err.Error()
+	for _, at := range []struct{ path, key string }{ // the ones inside others first
+		{r.cfg.Activate.Hooks, "activate.hooks"}, {r.cfg.Activate.StateDir, "activate.state_dir"}, {r.cfg.Slots.Dir, "slots.dir"}, {r.cfg.StateDir, "state_dir"},
+	} {
+		text = strings.ReplaceAll(text, at.path, at.key)
+	}
+	return text
 }
 
 // lock takes the directory when the agent is done with it.

@@ -40,6 +40,11 @@ func newHooks(cfg config, log *slog.Logger) (hooks, error) {
 	return h, nil
 }
 
+// errUntrusted is about programs that root must not run. It names files, which are for the journal.
+type errUntrusted struct{ error }
+
+func (e errUntrusted) Unwrap() error { return e.error }
+
 // trusted refuses what others than root, or than the user who runs us, could have written or put there.
 func trusted(path string, kind fs.FileMode) error {
 	info, err := os.Stat(path)
@@ -47,10 +52,10 @@ func trusted(path string, kind fs.FileMode) error {
 		return err
 	}
 	if info.Mode().Type() != kind {
-		return fmt.Errorf("refusing to use %s: it has the wrong kind", path)
+		return errUntrusted{fmt.Errorf("refusing to use %s: it has the wrong kind", path)}
 	}
 	if err := owned(path, 0, os.Geteuid()); err != nil {
-		return fmt.Errorf("refusing to use %s: %w", path, err)
+		return errUntrusted{fmt.Errorf("refusing to use %s: %w", path, err)}
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,14 +29,9 @@ func TestActivationPowerCut(t *testing.T) {
 	t.Parallel()
 	states, seed := setting(t, "SLOTFETCH_STATES", 12), setting(t, "SLOTFETCH_SEED", uint64(time.Now().UnixNano()))
 	l := newCutLab(t)
-	base := ext4With(t, l.state, blockMegabytes)
+	base := ext4.with(t, l.state)
 	log := l.record(t, slices.Clone(base))
-	flushes := 0
-	for _, e := range log {
-		if e.data == nil {
-			flushes++
-		}
-	}
+	flushes := flushesIn(log)
 	t.Logf("SLOTFETCH_SEED=%d: %d writes and %d flushes", seed, len(log)-flushes, flushes)
 	if flushes < 100 {
 		t.Fatal("the flushes do not come through")
@@ -52,7 +46,8 @@ func TestActivationPowerCut(t *testing.T) {
 		t.Fatalf("%d changes in %+v", len(changes), l.moments)
 	}
 	rng := rand.New(rand.NewPCG(seed, 7))
-	ends := map[string]int{}
+	ends := map[store.UpgradeStatus]int{}
+	lost := 0
 	for n := range states {
 		from, to := l.moments[0].position, len(log)
 		if n%2 == 1 { // while one of the two changes
@@ -60,13 +55,19 @@ func TestActivationPowerCut(t *testing.T) {
 			from, to = l.moments[i].position, l.moments[i+1].position
 		}
 		cut := from + rng.IntN(to-from) + 1
-		disk, how := crash(rng, base, log[:cut])
+		survived, how := crash(rng, log[:cut])
 		t.Run(fmt.Sprintf("%d/%s", cut, how), func(t *testing.T) {
 			i, _ := slices.BinarySearchFunc(l.moments, cut+1, func(m moment, at int) int { return m.position - at })
-			ends[l.suffer(t, rng, disk, l.moments[i-1:min(i+1, len(l.moments))], n%8 == 0)]++
+			status, err := l.suffer(t, rng, diskAfter(t, base, survived), l.moments[i-1:min(i+1, len(l.moments))], n%8 == 0)
+			if err != nil {
+				t.Log(err)
+				lost++
+				return
+			}
+			ends[status]++
 		})
 	}
-	t.Logf("RAN %d cuts of a life of %d writes and %d flushes", states, len(log)-flushes, flushes)
+	t.Logf("RAN %d cuts of a life of %d writes and %d flushes%s", states, len(log)-flushes, flushes, lostDisks(t, lost, states))
 	t.Logf("statuses in which the cut left the last upgrade: %v", ends)
 }
 
@@ -113,7 +114,7 @@ func newCutLab(t *testing.T) *cutLab {
 func (l *cutLab) record(t *testing.T, image []byte) []diskEvent {
 	t.Helper()
 	r := newRecorder(t, image, 0)
-	unmount := mountImage(t, r.file, l.state)
+	unmount := ext4.mounted(t, r.file, l.state)
 	defer unmount()
 	defer l.kill()
 	known := map[string]string{}
@@ -159,25 +160,23 @@ func (l *cutLab) record(t *testing.T, image []byte) []diskEvent {
 }
 
 // suffer powers the box on with a disk that a cut has left between two moments, or after the last. It gives the status in which
-// the last upgrade was. With more there is another upgrade afterwards.
-func (l *cutLab) suffer(t *testing.T, rng *rand.Rand, disk []byte, between []moment, more bool) (status string) {
-	file := filepath.Join(memory(t), "disk")
-	check(t, os.WriteFile(file, disk, 0o600))
+// the last upgrade was. With more there is another upgrade afterwards. An error means that the kernel cannot mount it.
+func (l *cutLab) suffer(t *testing.T, rng *rand.Rand, file string, between []moment, more bool) (store.UpgradeStatus, error) {
 	l.log = &journal{}
 	defer func() {
 		if t.Failed() {
 			t.Logf("between %+v; the agent's log:\n%s", between, l.log)
 		}
 	}()
-	if out, err := exec.Command("e2fsck", "-p", file).CombinedOutput(); err != nil {
-		t.Logf("e2fsck: %v %s", err, out) // as in boot
+	unmount, err := ext4.recover(t, file, l.state)
+	if err != nil {
+		return "", err
 	}
-	unmount := mountImage(t, file, l.state)
 	defer unmount()
 	defer l.kill()
 	last := l.look(t, between)
 	if t.Failed() {
-		return
+		return last, nil
 	}
 	works, early := rng.IntN(3) > 0, rng.IntN(2) == 0
 	l.bootUp(t, works)
@@ -202,7 +201,7 @@ func (l *cutLab) suffer(t *testing.T, rng *rand.Rand, disk []byte, between []mom
 	if more {
 		l.another(t)
 	}
-	return string(last)
+	return last, nil
 }
 
 // look is at the disk before anybody has touched it. It gives the status of the last upgrade.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -179,38 +178,4 @@ func (r *recorder) flush() bool {
 	defer r.mu.Unlock()
 	r.log = append(r.log, diskEvent{})
 	return r.limit == 0 || r.writes <= r.limit
-}
-
-// mountImage mounts the file system in a file, which must be a new one: mount(8) takes a loop device again that is
-// still bound to the same file, with what it has of it in memory. Nothing is flushed that was not asked for: of itself ext4
-// writes a file before it is renamed over another one.
-func mountImage(t *testing.T, file, dir string) (unmount func()) {
-	t.Helper()
-	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,noatime,commit=1,noauto_da_alloc,errors=remount-ro", file, dir).CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED %s: cannot mount an ext4: %v %s", t.Name(), err, out)
-	}
-	unmount = sync.OnceFunc(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v %s", err, out)
-			_ = exec.Command("umount", "-l", dir).Run() // at least nothing stays behind
-		}
-	})
-	t.Cleanup(unmount)
-	return unmount
-}
-
-// ext4With makes an ext4 of so many MiB that holds a copy of dir.
-func ext4With(t *testing.T, dir string, megabytes int64) []byte {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "ext4")
-	check(t, os.WriteFile(file, nil, 0o600))
-	check(t, os.Truncate(file, megabytes<<20))
-	if out, err := exec.Command("mkfs.ext4", "-q", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
-		"-d", dir, file).CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED %s: cannot make an ext4: %v %s", t.Name(), err, out)
-	}
-	image, err := os.ReadFile(file)
-	check(t, err)
-	check(t, os.Remove(file))
-	return image
 }

@@ -147,7 +147,7 @@ func newMachine(t *testing.T, x *torture) *machine {
 		}
 	}
 	check(t, os.MkdirAll(x.a.state, 0o700))
-	unmount := mountImage(t, m.disk, x.a.state) // skips where it cannot be looked at
+	unmount := ext4.mounted(t, m.disk, x.a.state) // or it cannot be looked at
 	unmount()
 	// The origin is a proxy, because from the machine it is seen at another address than from here.
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(x.url, "http://"))
@@ -196,7 +196,7 @@ func freePort(t *testing.T) string {
 // first is the first start, out here, where its password can be read.
 func (m *machine) first(t *testing.T, x *torture) {
 	t.Helper()
-	unmount := mountImage(t, m.disk, x.a.state)
+	unmount := ext4.mounted(t, m.disk, x.a.state)
 	defer unmount()
 	x.a.start(t)
 	x.a.newPassword(t)
@@ -233,7 +233,7 @@ func (m *machine) examine(t *testing.T, x *torture, settle bool) {
 			if out, err := exec.Command("cp", "--sparse=always", m.disk, file).CombinedOutput(); err != nil {
 				t.Fatalf("cp: %v %s", err, out)
 			}
-			x.boot(t, file, promised, settle)
+			check(t, x.boot(t, ext4, file, promised, settle))
 		})
 	}
 	look("look", false)

@@ -267,6 +267,7 @@ func TestFTPMisbehaviour(t *testing.T) {
 		{"226 after half the data, no SIZE", with(func(s *fetchtest.Script) {
 			s.Reply, s.Fault, s.After = map[string]string{"SIZE": "502 no"}, fetchtest.FIN, half
 		}), given(fmt.Sprintf("SHA-256 mismatch: expected %s, got %x. The file was discarded.", iso.SHA256(), sha256.Sum256(iso.Bytes()[:half]))), false},
+		{"data without an end", with(func(s *fetchtest.Script) { s.Fault, s.After = fetchtest.Stall, iso.Size() }), got(1, 0), true},
 		{"no reply after the data", with(func(s *fetchtest.Script) { s.Done = fetchtest.Silent }), got(1, 0), true},
 		{"451 after the data", with(func(s *fetchtest.Script) { s.Done = "451 disk trouble" }), got(1, 0), false},
 		{"control closed, data flows on", with(func(s *fetchtest.Script) { s.HangUp, s.After = true, half }), got(1, 0), false},

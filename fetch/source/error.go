@@ -125,6 +125,15 @@ func classify(err error) error {
 	return NewError("connection", "The connection to the server failed.", err)
 }
 
+// classifyRead is classify for what ends a transfer that has begun, when there is no handshake any more that could fail.
+func classifyRead(err error) error {
+	err = classify(err)
+	if e := (*Error)(nil); errors.As(err, &e) && (e.Code == "tls" || e.Code == "no_tls" || e.Code == "tls_version") {
+		return NewError("broken", "The connection broke.", e.Err)
+	}
+	return err
+}
+
 func classifyTLS(err error) *Error {
 	var record tls.RecordHeaderError
 	var alert tls.AlertError
@@ -138,6 +147,8 @@ func classifyTLS(err error) *Error {
 	case errors.As(err, &alert) && alert == 70, strings.Contains(err.Error(), "tls: server selected unsupported protocol version"),
 		strings.Contains(err.Error(), "tls: protocol version not supported"):
 		return NewError("tls_version", "The server offers no TLS newer than 1.1.", err)
+	case strings.Contains(err.Error(), "remote error: tls: internal error"):
+		return NewError("connection", "The server has trouble with TLS.", err)
 	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
 		return NewError("tls", "The server refused the TLS handshake.", err)
 	case strings.Contains(err.Error(), "TLS handshake timeout"):

@@ -79,6 +79,8 @@ var faults = []Fault{
 	{"malformed_answer", Permanent, "What the server sent is against the protocol.", "Check the port of the URL, or use another server."},
 	{"redirect", Permanent, "A redirect without a target.", forbidden},
 	{"redirects", Permanent, "Too many redirects, one after another.", "Give the URL that they lead to."},
+	{"redirect_login", Human, "A redirect leads to another server that wants credentials; those of the request are not sent there.",
+		"Give the URL that it leads to, with its credentials."},
 	{"redirect_scheme", Permanent, "A redirect to something other than http and https.", forbidden},
 	{"redirect_downgrade", Permanent, "A redirect from https to http.", forbidden},
 	{"proxy", Human, "The proxy does not connect to the server, or cannot be used.", "Check the proxy in the agent's configuration, and whether it allows this server."},

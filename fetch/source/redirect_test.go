@@ -154,3 +154,19 @@ func TestRedirectResume(t *testing.T) {
 	got, _ := attempt(t, patient(), source.Request{URL: parse(t, url)}, image, 1000, source.Validator{ETag: f.ETag, Size: image.Size()})
 	wantOutcome(t, outcome{Offset: 1000, Bytes: image.Size() - 1000, Head: true, Whole: true}, got)
 }
+
+// TestRedirectLogin: credentials are not for the server that a redirect leads to, so that more of them are no remedy.
+func TestRedirectLogin(t *testing.T) {
+	here, there := fetchtest.NewHTTP(t, nil), fetchtest.NewHTTPAt(t, "127.0.0.2:0", nil)
+	login := there.Handle("/x.iso", fetchtest.Status(401))
+	for _, tc := range []struct{ name, to, code, says string }{
+		{"elsewhere", login, "redirect_login",
+			"The server answered 401 Unauthorized for " + login + ", to which it was redirected. Give the URL that it leads to, with its credentials."},
+		{"here", here.Handle("/y.iso", fetchtest.Status(401)), "http_401", "The server answered 401 Unauthorized for http://HOST/y.iso. Give credentials that may read it."},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, _ := attempt(t, patient(), source.Request{URL: parse(t, here.Handle("/"+tc.name, fetchtest.Redirect(tc.to)))}, image, 0, source.Validator{})
+			wantOutcome(t, failure(source.Human, tc.code, tc.says), got)
+		})
+	}
+}

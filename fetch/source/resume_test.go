@@ -54,6 +54,11 @@ func TestHTTPResume(t *testing.T) {
 		{"If-Range ignored, date changed", dated, with(func(f *fetchtest.File) {
 			f.ETag, f.Modified, f.NoIfRange = "", f.Modified.Add(time.Hour), true
 		}), bad, strong.Modified},
+		{"If-Range ignored, ETag is weak now", strong, with(func(f *fetchtest.File) { f.ETag, f.NoIfRange = "W/"+f.ETag, true }), bad, strong.ETag},
+		{"If-Range ignored, no ETag any more and date changed", strong, with(func(f *fetchtest.File) {
+			f.ETag, f.Modified, f.NoIfRange = "", f.Modified.Add(time.Hour), true
+		}), bad, strong.ETag},
+		{"same ETag, date changed", strong, with(func(f *fetchtest.File) { f.Modified = f.Modified.Add(time.Hour) }), tail, strong.ETag},
 		{"If-Range ignored, size changed", strong, func(x *fetchtest.Exchange) {
 			f := fetchtest.Whole(fetchtest.NewImage(7, 70*kib))
 			f.ETag, f.NoIfRange = strong.ETag, true
@@ -124,6 +129,7 @@ func TestHTTPValidator(t *testing.T) {
 			tc.file.Image = image
 			got, v := attempt(t, patient(), source.Request{URL: parse(t, s.Handle("/x.iso", tc.file.Serve))}, image, 0, source.Validator{})
 			wantOutcome(t, good(image), got)
+			tc.want.Origin = s.URL
 			if v != tc.want || v.Resumable() != tc.resumable {
 				t.Errorf("got %+v, resumable %v; want %+v", v, v.Resumable(), tc.want)
 			}
@@ -152,8 +158,13 @@ func TestUnproved(t *testing.T) {
 		{"date", web(dated), source.Validator{Modified: stamp, Size: image.Size()}, from, 0},
 		{"ETag that is not repeated", web(dumb), source.Validator{ETag: good.ETag, Modified: stamp, Size: image.Size()}, from, -1},
 		{"FTP", ftp, source.Validator{Modified: good.Modified.Format(time.RFC3339), Size: image.Size()}, from, 0},
+		{"another server now, behind a redirect", fetchtest.NewHTTP(t, nil).Handle("/x.iso", fetchtest.Redirect(web(good))),
+			source.Validator{ETag: good.ETag, Modified: stamp, Size: image.Size(), Origin: "http://127.0.0.1:1"}, from, 0},
 	} {
 		for unproved, want := range map[bool]int64{false: tc.proved, true: tc.unproved} {
+			if tc.v.Origin == "" {
+				tc.v.Origin = source.Origin(parse(t, tc.raw))
+			}
 			s, err := client(t, patient()).Open(t.Context(), source.Request{URL: parse(t, tc.raw), Unproved: unproved}, from, tc.v)
 			var e *source.Error
 			switch {

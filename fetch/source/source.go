@@ -92,6 +92,8 @@ type Validator struct {
 	Modified string `json:"modified,omitempty"`
 	// Size is the length of the whole file in bytes, -1 if unknown.
 	Size int64 `json:"size"`
+	// Origin is where it was served in the end, behind redirects (HTTP).
+	Origin string `json:"origin,omitempty"`
 }
 
 // Resumable tells whether the validator can prove that a partial belongs to the file that is served later.
@@ -256,7 +258,7 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return classify(err)
+		return classifyRead(err)
 	}
 	return s, nil
 }
@@ -284,7 +286,8 @@ func tooLarge(size, most int64) *Error {
 	return NewError("too_large", fmt.Sprintf("The image has %s bytes; fetch.max_size allows %d.", has, most), nil)
 }
 
-// bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection.
+// bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection, and one that does not
+// come after them is not waited for.
 type bounded struct {
 	r     io.Reader
 	left  int64
@@ -298,6 +301,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 		n, err := b.r.Read(more[:])
 		if n > 0 {
 			return 0, b.over
+		}
+		if b.whole && err != nil && isTimeout(err) {
+			err = io.EOF
 		}
 		return 0, err
 	}

@@ -273,7 +273,7 @@ func (p *spread) fill(ctx context.Context, s *segment) (err error) {
 	}
 	defer in.close() //nolint:errcheck // it has none
 	if in.Offset != part.From {
-		return errRange // the whole file, from its beginning
+		return errBadResume // the whole file, from its beginning
 	}
 	// Each connection has to be fast enough by itself: the reader only sees the next byte in order.
 	r := &paced{r: in.read, limit: p.c.cfg.LowSpeedLimit, over: p.c.cfg.LowSpeedTime, now: time.Now}
@@ -296,8 +296,6 @@ func (p *spread) fill(ctx context.Context, s *segment) (err error) {
 	}
 	return err
 }
-
-var errRange = NewError("bad_resume", "The server does not resume correctly.", nil)
 
 // step is by how many bytes a segment must get further to be asked for again by itself.
 const step = 64 << 10
@@ -395,7 +393,7 @@ func (p *spread) unite() error {
 	}
 	if s.Offset != p.pos {
 		_ = s.close()
-		return errRange
+		return errBadResume
 	}
 	p.one = s
 	return nil

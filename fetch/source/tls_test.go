@@ -215,6 +215,10 @@ func TestTLSHandshake(t *testing.T) {
 		}, source.VerifyAuto, onlyH2},
 		{"client certificate wanted", behind(change(func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert })), source.VerifyAuto,
 			failure(source.Human, "tls", "The server refused the TLS handshake. Look into the log of the server; it may want a client certificate.")},
+		{"trouble of its own", func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 64*kib))
+			_, _ = c.Write([]byte{21, 3, 3, 0, 2, 2, 80}) // a fatal alert, internal_error
+		}, source.VerifyAuto, failure(source.Temporary, "connection", "The server has trouble with TLS.")},
 		{"plain HTTP", say("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"), source.VerifyAuto, noTLS},
 		{"SSH", say("SSH-2.0-OpenSSH_9.2p1\r\n"), source.VerifyAuto, noTLS},
 		{"closes at once", func(net.Conn) {}, source.VerifyAuto, failure(source.Temporary, "broken", broke)},
@@ -232,6 +236,34 @@ func TestTLSHandshake(t *testing.T) {
 		got, _ := attempt(t, cfg, source.Request{URL: parse(t, "https://"+addr+"/x.iso")}, image, 0, source.Validator{})
 		wantOutcome(t, failure(source.Temporary, "tls_timeout", "The server did not complete the TLS handshake in time."), got)
 	})
+}
+
+// TestTLSAlert: an alert in the middle of a body is a connection that breaks, not a handshake that somebody has to look at.
+func TestTLSAlert(t *testing.T) {
+	addr := fetchtest.Listen(t, "", func(raw net.Conn) {
+		p := &poisoned{Conn: raw}
+		c := tls.Server(p, ca.TLS(fetchtest.Good))
+		_, _ = c.Read(make([]byte, 64*kib))
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", image.Size())
+		_, _ = c.Write(image.Bytes()[:1000])
+		p.now = true
+		_, _ = c.Read(make([]byte, 1)) // which finds a broken record, and says so to the other side
+	})
+	got, _ := attempt(t, patient(), source.Request{URL: parse(t, "https://"+addr+"/x.iso"), CA: ca.PEM}, image, 0, source.Validator{})
+	wantOutcome(t, after(1000, failure(source.Temporary, "broken", broke)), got)
+}
+
+// poisoned is a connection on which nonsense arrives from now on.
+type poisoned struct {
+	net.Conn
+	now bool
+}
+
+func (p *poisoned) Read(b []byte) (int, error) {
+	if p.now {
+		return copy(b, append([]byte{23, 3, 3, 0, 32}, make([]byte, 32)...)), nil
+	}
+	return p.Conn.Read(b)
 }
 
 // TestTLSTruncated: a body that ends without the goodbye of TLS. Without a length the digest must tell.

@@ -5,33 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"time"
 
 	"slotfetch/fetch/source"
 	"slotfetch/store"
 )
 
-// This file decides which source is tried next, after which pause, and when it is enough.
-
-// minProgress is by how many bytes an attempt must get further than any before to count as progress.
-const minProgress = 64 << 10
-
-// candidate is one of the URLs of a fetch, with what may be sent there.
-type candidate struct {
-	url  string
-	req  source.Request
-	gone bool // it failed for good
-}
+// This file asks the sources of a fetch, one after another as the tour has it, until the image is there or it is enough.
 
 // plan lists the candidates in order: the URL, then the mirrors. Credentials of the URL go with a mirror of the
 // same origin only; what is written in a mirror's own URL goes there.
-func (d *download) plan(secrets Secrets) error {
+func (d *download) plan(secrets Secrets) ([]candidate, error) {
+	var list []candidate
 	var origin string
 	for i, raw := range append([]string{d.f.URL}, d.f.Mirrors...) {
 		u, err := url.Parse(raw)
 		if err != nil {
-			return fmt.Errorf("cannot parse stored url: %w", err)
+			return nil, fmt.Errorf("cannot parse stored url: %w", err)
 		}
 		cred := secrets.URL
 		if i == 0 {
@@ -44,9 +34,9 @@ func (d *download) plan(secrets Secrets) error {
 				cred = secrets.Mirrors[i-1]
 			}
 		}
-		d.candidates = append(d.candidates, candidate{url: raw, req: d.request(u, cred)})
+		list = append(list, candidate{url: raw, req: d.request(u, cred)})
 	}
-	return nil
+	return list, nil
 }
 
 // secrets are the credentials of the fetch.
@@ -70,29 +60,20 @@ func (d *download) request(u *url.URL, cred *source.Credentials) source.Request 
 	return source.Request{URL: u, Credentials: cred, Verify: verify, CA: []byte(d.f.TLSCA), SHA256: d.f.SHA256, Unproved: !d.proved()}
 }
 
-// attempts tries the candidates until one delivers. An attempt that got further is repeated at the same candidate;
-// one that did not gives way to the next. After a round without progress there is a pause.
+// attempts tries the candidates until one delivers.
 func (d *download) attempts(ctx context.Context) error {
-	round, high := 1, d.w.Offset()
-	i := d.preferred(0)
-	restarted := false
 	for {
 		if err := d.spent(); err != nil {
 			return err
 		}
-		c := &d.candidates[i]
-		var err error
-		if isMetalink(c.req.URL) {
-			if err = d.expand(ctx, i); err == nil {
-				i = d.preferred(i)
-				continue
-			}
-		} else {
-			err = d.attempt(ctx, c)
-			d.count(ctx, err)
-			if err == nil {
-				return nil
-			}
+		c := d.tour.current()
+		done, err := d.attempt(ctx, c)
+		if done {
+			return nil
+		}
+		if err == nil { // it was a Metalink
+			d.tour.prefer(d.from)
+			continue
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -105,67 +86,53 @@ func (d *download) attempts(ctx context.Context) error {
 		if p := (*source.PanicError)(nil); errors.As(err, &p) {
 			d.log.Error("panic in a source", "stack", p.Stack)
 		}
-		if (e.Code == "bad_resume" || e.Code == "range") && !restarted {
-			// The partial is worthless for this source: once more, from byte 0.
-			restarted = true
-			if d.from == c.url {
-				if err := d.restart(ctx); err != nil {
-					return err
-				}
+		if d.mayBeOurs(e) {
+			if err := d.giveUpPartial(ctx, c); err != nil {
+				return err
 			}
 			continue
 		}
-		c.gone = e.Class != source.Temporary
-		next, wrapped, ok := d.next(i)
-		switch {
-		case !ok:
+		pause, again := d.tour.failed(e, d.w.Offset())
+		if !again {
 			return e
-		case !c.gone && d.w.Offset() >= high+minProgress:
-			high, round, wrapped = d.w.Offset(), 1, true // stay
-		default:
-			if wrapped {
-				if round++; round > d.m.cfg.Retry.Rounds {
-					return e
-				}
-			}
-			i = next
 		}
-		if wrapped && !c.gone {
-			if err := d.wait(ctx, d.m.cfg.Retry.delay(max(round-1, 1), e.RetryAfter), e); err != nil {
+		if pause > 0 {
+			if err := d.wait(ctx, pause, e); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// preferred is the candidate that can go on with the partial, else i.
-func (d *download) preferred(i int) int {
-	if k := slices.IndexFunc(d.candidates, func(c candidate) bool { return c.url == d.from }); k >= 0 {
-		return k
+// mayBeOurs tells, once in a fetch, whether a failure for good may be the fault of what the partial held rather than of the
+// source.
+func (d *download) mayBeOurs(e *source.Error) bool {
+	if d.again || e.Code != "bad_resume" && e.Code != "range" && !(e.Code == "digest" && d.joined) {
+		return false
 	}
-	return i
+	d.again = true
+	return true
+}
+
+// giveUpPartial has candidate c begin at byte 0.
+func (d *download) giveUpPartial(ctx context.Context, c *candidate) error {
+	d.tour.anew()
+	if d.from != c.url {
+		return nil
+	}
+	return d.restart(ctx)
 }
 
 // spent tells when all attempts together have received more than the image is worth: servers that break off and do
 // not resume must not cost traffic without end.
 func (d *download) spent() error {
 	_, total, _ := d.fl.progress.counts()
-	size := max(total, d.most)
-	got := d.f.BytesReceived + d.received
+	size := max(total, d.most, d.f.BytesTotal)
+	got := d.receivedInAll()
 	if f := d.m.cfg.MaxTraffic; size == 0 || f < 0 || float64(got) <= f*float64(size)+minProgress {
 		return nil
 	}
 	return source.NewError("traffic", fmt.Sprintf("%d bytes were received for an image of %d bytes, without getting it (fetch.max_traffic).", got, size), nil)
-}
-
-// next is the candidate after i that has not failed for good; wrapped tells that it does not come later in the list.
-func (d *download) next(i int) (next int, wrapped, ok bool) {
-	for k := 1; k <= len(d.candidates); k++ {
-		if n := (i + k) % len(d.candidates); !d.candidates[n].gone {
-			return n, n <= i, true
-		}
-	}
-	return 0, false, false
 }
 
 func (d *download) wait(ctx context.Context, delay time.Duration, why *source.Error) error {

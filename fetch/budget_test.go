@@ -114,7 +114,7 @@ func TestResumeVerify(t *testing.T) {
 					if _, _, err := s.Claim(); err != nil {
 						t.Fatal(err)
 					}
-					if _, err := s.Requeue(key, true, false); err != nil {
+					if _, err := s.Requeue(key, true, false, 0); err != nil {
 						t.Fatal(err)
 					}
 				}

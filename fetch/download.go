@@ -27,13 +27,15 @@ type download struct {
 	signed *signed // nil without a signed manifest
 	log    *slog.Logger
 
-	candidates []candidate
+	tour       *tour
 	w          *slots.Writer
 	digests    *digests
 	validator  source.Validator // of what the partial holds
 	from       string           // the candidate that it came from
 	saved      int64            // the offset of the last stored checkpoint
 	noted      bool             // the row may have a checkpoint
+	joined     bool             // what the partial holds came in more than one stream
+	again      bool             // the partial was given up once for what may have been its fault
 	unread     bool             // the partial is from an unclean stop and not read again yet
 	pending    int64            // bytes since a checkpoint was last due
 	received   int64            // bytes from sources in this run
@@ -114,13 +116,24 @@ func (d *download) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.plan(secrets); err != nil {
+	candidates, err := d.plan(secrets)
+	if err != nil {
 		return err
 	}
-	cp := d.f.Checkpoint
-	if d.w, err = d.m.cfg.Slots.Reserve(d.f.Key, d.f.WantSlot, cp.Offset); err != nil {
+	if d.w, err = d.m.cfg.Slots.Reserve(d.f.Key, d.f.WantSlot, d.f.Checkpoint.Offset); err != nil {
 		return d.reserveError(err)
 	}
+	if err := d.pickUp(ctx); err != nil {
+		return err
+	}
+	d.fl.progress.stream(d.w.Offset(), d.validator.Size, nil)
+	d.tour = newTour(d.m.cfg.Retry, d.m.cfg.Now, candidates, d.from, d.w.Offset())
+	return nil
+}
+
+// pickUp brings hash and validator to where the partial ends.
+func (d *download) pickUp(ctx context.Context) error {
+	cp := d.f.Checkpoint
 	d.digests, d.saved, d.noted = newDigests(d.f.SHA512 != ""), cp.Offset, cp.Offset > 0
 	if d.w.Offset() == 0 {
 		return d.forget(ctx)
@@ -138,7 +151,8 @@ func (d *download) prepare(ctx context.Context) error {
 	return d.rehash(ctx, cp.State)
 }
 
-// rehash reads the partial again after an unclean stop, which also finds torn and rotten bytes.
+// rehash reads the partial again after an unclean stop, which also finds torn and rotten bytes, or where the hash cannot be
+// restored.
 func (d *download) rehash(ctx context.Context, state []byte) error {
 	d.digests = newDigests(d.f.SHA512 != "")
 	if _, err := io.Copy(d.digests, &cancellable{ctx, d.w.Prefix(), &d.fl.progress}); err != nil {
@@ -148,7 +162,9 @@ func (d *download) rehash(ctx context.Context, state []byte) error {
 		d.log.Warn("cannot read the partial again, starting at byte 0", "err", err)
 		return d.restart(ctx)
 	}
-	if now, err := d.digests.state(); err != nil || string(now) != string(state) {
+	now, err := d.digests.state()
+	usable := newDigests(d.f.SHA512 != "").restore(state) == nil // else only the digest at the end can tell, if there is one
+	if err != nil || usable && string(now) != string(state) || !usable && !d.proved() {
 		d.log.Warn("the partial is not what was written, starting at byte 0", "offset", d.w.Offset())
 		return d.restart(ctx)
 	}

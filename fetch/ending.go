@@ -124,7 +124,7 @@ func (d *download) suspend(cause error) {
 				return err
 			}
 		}
-		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, !d.unread)
+		_, err := d.m.cfg.Store.Requeue(d.f.Key, d.saved > 0, !d.unread, d.receivedInAll())
 		return err
 	}) {
 		d.log.Info("fetch queued again", "offset", d.saved, "why", cause.Error())

@@ -1,9 +1,13 @@
 package fetch
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
+
+	"slotfetch/fetch/source"
 )
 
 // WithHooks lets tests hold up an install or a clean-up; nil leaves either alone.
@@ -48,4 +52,44 @@ func ParseSigned(text string) (sha256 string, size int64, err error) {
 		return "", 0, err
 	}
 	return m.sha256, m.size, nil
+}
+
+// Step is what came of an attempt.
+type Step struct {
+	Gone       bool
+	RetryAfter time.Duration
+	Offset     int64
+	Anew       bool          // it was of another file
+	After      time.Duration // it took so long
+}
+
+// Walk goes through so many candidates. It gives which of them is asked after each step, with a + if there is a pause of up to a
+// minute before, an h if it is an hour or more; and the end.
+func Walk(retry Retry, candidates int, steps []Step) string {
+	now := time.Unix(1e9, 0)
+	t := newTour(retry, func() time.Time { return now }, make([]candidate, candidates), "none", 0)
+	var way []string
+	for _, s := range steps {
+		now = now.Add(s.After)
+		if s.Anew {
+			t.anew()
+		}
+		e := &source.Error{Class: source.Temporary, RetryAfter: s.RetryAfter}
+		if s.Gone {
+			e.Class = source.Permanent
+		}
+		pause, again := t.failed(e, s.Offset)
+		if !again {
+			return strings.Join(append(way, "end"), " ")
+		}
+		mark := ""
+		switch {
+		case pause >= time.Hour:
+			mark = "h"
+		case pause > 0:
+			mark = "+"
+		}
+		way = append(way, fmt.Sprintf("%d%s", t.at, mark))
+	}
+	return strings.Join(way, " ")
 }

@@ -457,6 +457,7 @@ func (m *Manager) fly(p *pipeline, f store.Fetch) {
 	defer cancel(nil)
 	fl := &flight{cancel: cancel, limit: newLimiter(0)}
 	fl.progress.now, fl.progress.alive, fl.progress.phase = m.cfg.Now, m.cfg.Now(), store.Downloading
+	fl.progress.downloaded, fl.progress.total = f.BytesDownloaded, f.BytesTotal
 	fl.progress.attempts, fl.progress.tlsVerified, fl.progress.resumedFrom = f.Attempts, f.TLSVerified, f.ResumedFrom
 	m.mu.Lock()
 	m.flights[f.Key] = fl

@@ -20,23 +20,22 @@ func isMetalink(u *url.URL) bool {
 	return strings.HasSuffix(strings.ToLower(source.Untyped(u).Path), ".meta4")
 }
 
-// expand reads the Metalink that is candidate i and puts what it lists in its place. What a Metalink says of the digest
-// is only used to find the file in it: the digest of the request decides.
-func (d *download) expand(ctx context.Context, i int) error {
-	c := d.candidates[i]
+// expand reads the Metalink that is the current candidate and puts what it lists in its place. What a Metalink says of the
+// digest is only used to find the file in it: the digest of the request decides.
+func (d *download) expand(ctx context.Context, req source.Request) error {
 	var files []source.MetaFile
-	err := d.document(ctx, c.req, func(s *source.Stream) (err error) {
+	err := d.document(ctx, req, func(s *source.Stream) (err error) {
 		files, err = readMetalink(s)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	found, err := places(files, c)
+	found, err := places(files, *d.tour.current())
 	if err != nil {
 		return err
 	}
-	d.candidates = slices.Replace(d.candidates, i, i+1, found...)
+	d.tour.expand(found)
 	d.log.Info("the Metalink lists places of the image", "places", len(found))
 	return nil
 }

@@ -113,10 +113,11 @@ func (m *Manager) Probe(ctx context.Context, q Request) (api.ProbeBody, error) {
 		p.dedup(s)
 	} else {
 		p.slot()
-		if err := p.d.plan(q.Secrets); err != nil {
+		candidates, err := p.d.plan(q.Secrets)
+		if err != nil {
 			return api.ProbeBody{}, err
 		}
-		p.places(ctx)
+		p.places(ctx, candidates)
 	}
 	if m.ctx.Err() != nil {
 		return api.ProbeBody{}, errShutdown
@@ -277,9 +278,9 @@ func (p *probe) slot() {
 }
 
 // places looks at the URL and the mirrors, and then at the space for what is there.
-func (p *probe) places(ctx context.Context) {
+func (p *probe) places(ctx context.Context, candidates []candidate) {
 	good, failed, space := 0, 0, 0
-	for i, c := range p.d.candidates {
+	for i, c := range candidates {
 		switch worst := p.place(ctx, c); worst {
 		case source.Fail:
 			failed++

@@ -22,7 +22,7 @@ func (m *Manager) recover() error {
 	var rows []store.Fetch
 	if err := m.cfg.Store.Unfinished(context.Background(), func(f store.Fetch) error {
 		rows = append(rows, store.Fetch{Key: f.Key, Status: f.Status, Phase: f.Phase, CancelRequested: f.CancelRequested,
-			SHA256: f.SHA256, StartTime: f.StartTime, BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal,
+			SHA256: f.SHA256, StartTime: f.StartTime, BytesDownloaded: f.BytesDownloaded, BytesTotal: f.BytesTotal, BytesReceived: f.BytesReceived,
 			Schedule: f.Schedule, Checkpoint: store.Checkpoint{Offset: f.Checkpoint.Offset}})
 		return nil
 	}); err != nil {
@@ -77,6 +77,6 @@ func (m *Manager) recoverRow(f store.Fetch) (keep bool, err error) {
 		return false, err
 	}
 	m.cfg.Log.Info("fetch was interrupted and is queued again", "key", f.Key, "offset", f.Checkpoint.Offset)
-	_, err = m.cfg.Store.Requeue(f.Key, resumable, false)
+	_, err = m.cfg.Store.Requeue(f.Key, resumable, false, f.BytesReceived)
 	return resumable, err
 }

@@ -68,7 +68,7 @@ func (c *crashed) phase(p store.Phase) {
 func (c *crashed) checkpoint(offset int64) {
 	v, err := json.Marshal(source.Validator{ETag: `"x"`, Size: c.img.Size()})
 	c.do(v, err)
-	c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: offset, State: []byte("{}"), Validator: string(v), Source: c.url}, c.img.Size(), nil))
+	c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: offset, State: []byte("{}"), Validator: string(v), Source: c.url}, 0, c.img.Size(), nil))
 }
 
 func (c *crashed) installing() {
@@ -125,14 +125,14 @@ func TestRecover(t *testing.T) {
 			c.row(recoverKey)
 			c.claim()
 			c.checkpoint(half)
-			c.do(c.store.Requeue(recoverKey, true, true))
+			c.do(c.store.Requeue(recoverKey, true, true, 0))
 			c.partial(recoverKey, half)
 		}, store.Queued, half, true, false, store.Finished},
 		{"queued with a checkpoint, no partial", func(c *crashed) {
 			c.row(recoverKey)
 			c.claim()
 			c.checkpoint(half)
-			c.do(c.store.Requeue(recoverKey, true, true))
+			c.do(c.store.Requeue(recoverKey, true, true, 0))
 		}, store.Queued, half, false, false, store.Finished},
 
 		{"cancel requested, partial", func(c *crashed) {
@@ -441,8 +441,8 @@ func TestRateAfterResume(t *testing.T) {
 			c.do(nil, err)
 			c.row(recoverKey)
 			c.claim()
-			c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: there, State: state, Validator: string(v), Source: c.url}, img.Size(), nil))
-			c.do(c.store.Requeue(recoverKey, true, true))
+			c.do(nil, c.store.SaveCheckpoint(recoverKey, store.Checkpoint{Offset: there, State: state, Validator: string(v), Source: c.url}, 0, img.Size(), nil))
+			c.do(c.store.Requeue(recoverKey, true, true, 0))
 			c.partial(recoverKey, there)
 			c.do(nil, c.store.Close())
 			b := newBox(t, c.dir, func(cfg *fetch.Config) {

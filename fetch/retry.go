@@ -7,16 +7,20 @@ import (
 
 // Retry says how long temporary failures are borne.
 type Retry struct {
-	// Rounds is how often all sources are tried in a row without progress before the fetch fails (default 8).
+	// Rounds is how often all sources are tried in a row without progress before the fetch fails (default 10).
 	Rounds int
+	// Keep is how long, at least, a fetch that holds a part of the image goes on trying without progress; 0: no longer
+	// than Rounds.
+	Keep time.Duration
 	// Initial (default 1 s) and Max (default 2 min) bound the pause before the second and any later round, which
-	// doubles each time. What is waited is a random part of it.
+	// doubles each time. What is waited is a random part of it, so that boxes which failed together do not come back
+	// together.
 	Initial, Max time.Duration
 }
 
 func (r Retry) withDefaults() Retry {
 	if r.Rounds == 0 {
-		r.Rounds = 8
+		r.Rounds = 10
 	}
 	if r.Initial == 0 {
 		r.Initial = time.Second
@@ -27,11 +31,20 @@ func (r Retry) withDefaults() Retry {
 	return r
 }
 
-// delay is the pause after the given round (from 1), at least what the server asked for.
-func (r Retry) delay(round int, asked time.Duration) time.Duration {
+// pause is what is waited after the given round, from 1: exponential backoff with full jitter, but for a tenth, because no pause is
+// none.
+func (r Retry) pause(round int) time.Duration {
 	most := r.Max
 	if doubled := min(round-1, 62); r.Initial < r.Max>>doubled { // else it is more, or more than fits
 		most = r.Initial << doubled
 	}
-	return max(asked, most/2+rand.N(most/2+1))
+	return most/10 + rand.N(most-most/10+1)
+}
+
+// asked is what is waited where a server asks for a pause of d: that, and up to a tenth more.
+func (r Retry) asked(d time.Duration) time.Duration { return d + rand.N(d/10+1) }
+
+// delay is what is waited after the given round for a server that asked for a pause; 0: it did not.
+func (r Retry) delay(round int, asked time.Duration) time.Duration {
+	return max(r.pause(round), r.asked(asked))
 }

@@ -123,12 +123,12 @@ func (d *download) believe(s Signature) error {
 // findSigned looks beside the URL, and then beside each mirror, for a signed manifest that is believed. Its error is that
 // of the first place, or of the first where trying again can help.
 func (d *download) findSigned(ctx context.Context, secrets Secrets) (Signature, error) {
-	places := &download{m: d.m, f: d.f}
-	if err := places.plan(secrets); err != nil {
+	places, err := d.plan(secrets)
+	if err != nil {
 		return Signature{}, err
 	}
 	var first error
-	for _, c := range places.candidates {
+	for _, c := range places {
 		s, err := d.signedBeside(ctx, c)
 		if err == nil {
 			err = d.believe(s)

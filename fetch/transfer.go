@@ -18,29 +18,53 @@ import (
 
 // This file is one attempt: bytes from a source into the partial, checkpoints on the way, and the digest at the end.
 
-// attempt is one connection's worth of trying, up to the comparison of the digests.
-func (d *download) attempt(ctx context.Context, c *candidate) error {
+// attempt is one connection's worth of trying, up to the comparison of the digests. It is done when the image is there; what
+// is no image but a Metalink leads to others.
+func (d *download) attempt(ctx context.Context, c *candidate) (done bool, err error) {
 	var f store.Fetch
-	err := d.insist(ctx, "beginning an attempt", func() (err error) {
+	err = d.insist(ctx, "beginning an attempt", func() (err error) {
 		f, err = d.m.cfg.Store.BeginAttempt(d.f.Key)
 		return err
 	})
 	if errors.Is(err, store.ErrConflict) {
-		return errCancelled
+		return false, errCancelled
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	d.fl.progress.set(store.Downloading, f.Attempts)
 	d.m.notify()
-	return d.logged(ctx, f.Attempts, c, func(req source.Request) error {
-		if d.w.Offset() == 0 || d.w.Offset() != d.validator.Size || !d.proved() && d.validator.ETag == "" {
-			if err := d.transfer(ctx, c.url, req); err != nil {
-				return err
-			}
+	err = d.logged(ctx, f.Attempts, c, func(req source.Request) error {
+		if isMetalink(req.URL) {
+			return d.expand(ctx, req)
+		}
+		done = true
+		if d.complete() {
+			return d.verify(ctx)
+		}
+		err := d.transfer(ctx, c.url, req)
+		var e *source.Error
+		if errors.As(err, &e) && e.Code == "range" && d.hasImage() {
+			err = nil // there is no such part, because nothing is missing
+		}
+		if err != nil {
+			return err
 		}
 		return d.verify(ctx)
 	})
+	d.count(ctx, err)
+	return done && err == nil, err
+}
+
+// complete tells whether the partial is known to have all bytes.
+func (d *download) complete() bool {
+	return d.w.Offset() > 0 && d.w.Offset() == d.validator.Size && (d.proved() || d.validator.ETag != "")
+}
+
+// hasImage tells whether what the partial holds is the image that was asked for.
+func (d *download) hasImage() bool {
+	sum, _ := d.digests.got()
+	return sum == d.f.SHA256
 }
 
 // transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
@@ -55,7 +79,8 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		return err
 	}
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
-	in := io.Reader(stream)
+	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
+	in := io.Reader(paced)
 	if err := d.rightSize(stream.Validator.Size); err != nil {
 		return err
 	}
@@ -64,11 +89,14 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 	}
 	if stream.Offset != d.w.Offset() {
 		if d.from != from && d.from != "" {
-			head, err := d.onProbation(stream)
+			head, err := d.onProbation(&cancellable{ctx, paced, &d.fl.progress}, stream.Validator.Size)
 			if err != nil {
 				return err
 			}
-			in = io.MultiReader(bytes.NewReader(head), stream)
+			in = io.MultiReader(bytes.NewReader(head), paced)
+		}
+		if d.from != from || d.validator != stream.Validator {
+			d.tour.anew()
 		}
 		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
 		if err := d.restart(ctx); err != nil {
@@ -76,7 +104,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	total := stream.Validator.Size
-	d.validator, d.from = stream.Validator, from
+	d.validator, d.from, d.joined = stream.Validator, from, stream.Offset > 0
 	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
 	if err := d.opened(stream); err != nil {
 		return err
@@ -92,8 +120,7 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	paced := &limited{ctx: ctx, r: d.bounded(in, stream.Offset), limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
-	err = d.pipe.run(ctx, paced, d.digests, d.w, d.receive, d.due, d.checkpoint)
+	err = d.pipe.run(ctx, d.bounded(in, stream.Offset), d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
 	}
@@ -122,18 +149,18 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 // probation is how much a source has to deliver before the partial of another one is given up for it.
 const probation = 1 << 20
 
-// onProbation reads what the stream of another source begins with. One that breaks off in it, or ends with something else than
-// the image, is none.
-func (d *download) onProbation(s *source.Stream) (head []byte, err error) {
+// onProbation reads what the stream of another source, of size bytes (-1: unknown), begins with. One that breaks off in it, or ends
+// with something else than the image, is none.
+func (d *download) onProbation(r io.Reader, size int64) (head []byte, err error) {
 	defer func() {
 		if err != nil {
 			d.received += int64(len(head)) // else it counts when it is read again
 		}
 	}()
 	head = make([]byte, probation)
-	n, err := io.ReadFull(s, head)
+	n, err := io.ReadFull(r, head)
 	head = head[:n]
-	switch size := s.Validator.Size; {
+	switch {
 	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 		return head, err
 	case size >= 0 && int64(n) < size:
@@ -152,7 +179,7 @@ func (d *download) proved() bool { return d.f.SHA256 != "" }
 func (d *download) opened(s *source.Stream) error {
 	d.fl.progress.resumed(s.Offset)
 	d.attemptLog.opened(s.Offset)
-	_, err := d.m.cfg.Store.Opened(d.f.Key, s.Offset, d.f.BytesReceived+d.received, max(s.Validator.Size, 0), s.TLSVerified)
+	_, err := d.m.cfg.Store.Opened(d.f.Key, s.Offset, d.receivedInAll(), max(s.Validator.Size, 0), s.TLSVerified)
 	if errors.Is(err, store.ErrConflict) {
 		return errCancelled
 	}
@@ -184,6 +211,9 @@ func (d *download) receive(n int) {
 	d.most = max(d.most, d.fl.progress.add(n))
 }
 
+// receivedInAll is what came from sources in this run and in those before.
+func (d *download) receivedInAll() int64 { return d.f.BytesReceived + d.received }
+
 // due counts n bytes that are on their way to the disk. The writer may not be asked: it is at work.
 func (d *download) due(n int) bool {
 	d.pending += int64(n)
@@ -207,7 +237,8 @@ func (d *download) checkpoint() error {
 	}
 	_, total, tls := d.fl.progress.counts()
 	d.noted = true // an error may hide that it is
-	err := d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{Offset: d.w.Offset(), State: state, Validator: string(v), Source: d.from}, total, tls)
+	err := d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{Offset: d.w.Offset(), State: state, Validator: string(v), Source: d.from},
+		d.receivedInAll(), total, tls)
 	switch {
 	case err == nil:
 		d.saved = d.w.Offset()
@@ -223,7 +254,7 @@ func (d *download) forget(ctx context.Context) error {
 		return nil
 	}
 	err := d.insist(ctx, "starting at byte 0", func() error {
-		return d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{}, 0, nil)
+		return d.m.cfg.Store.SaveCheckpoint(d.f.Key, store.Checkpoint{}, d.receivedInAll(), 0, nil)
 	})
 	if errors.Is(err, store.ErrConflict) {
 		return errCancelled
@@ -271,6 +302,7 @@ func (d *download) verify(ctx context.Context) error {
 	}
 	e = asHTML(e, d.head())
 	downloaded, total, _ := d.fl.progress.counts()
+	d.tour.anew()
 	if err := d.restart(ctx); err != nil {
 		return err
 	}

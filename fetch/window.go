@@ -51,7 +51,7 @@ func (w Window) String() string {
 }
 
 // at tells whether the window is open at t, and when that changes; never (the zero time) for the whole day. Where the
-// clock is set forward or back for summer time, the window follows what the clock shows.
+// clock is set forward or back for summer time, the window follows what the clock shows; what it shows twice is the first time.
 func (w Window) at(t time.Time) (open bool, change time.Time) {
 	if w == (Window{}) {
 		return true, time.Time{}
@@ -74,11 +74,22 @@ func (w Window) at(t time.Time) (open bool, change time.Time) {
 func (w Window) on(t time.Time, days int) (begin, end time.Time) {
 	y, m, d := t.Date()
 	moment := func(days int, since time.Duration) time.Time {
-		return time.Date(y, m, d+days, int(since/time.Hour), int(since%time.Hour/time.Minute), 0, 0, t.Location())
+		return earliest(time.Date(y, m, d+days, int(since/time.Hour), int(since%time.Hour/time.Minute), 0, 0, t.Location()))
 	}
 	after := days
 	if w.to <= w.from {
 		after++
 	}
 	return moment(days, w.from), moment(after, w.to)
+}
+
+// earliest is the first of the two moments at which the clock shows what it shows at t, where it is set back in between. Time.Date
+// gives either.
+func earliest(t time.Time) time.Time {
+	_, now := t.Zone()
+	_, before := t.Add(-12 * time.Hour).Zone()
+	if earlier := t.Add(time.Duration(now-before) * time.Second); now < before && earlier.Hour() == t.Hour() && earlier.Minute() == t.Minute() {
+		return earlier
+	}
+	return t
 }

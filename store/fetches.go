@@ -84,7 +84,8 @@ type Fetch struct {
 	CreatedAt, StartTime, EndTime time.Time // zero if not yet
 	Attempts                      int
 	BytesDownloaded, BytesTotal   int64
-	// ResumedFrom is the offset at which the last attempt began; BytesReceived is what all attempts before it moved.
+	// ResumedFrom is the offset at which the last attempt began; BytesReceived is what all attempts moved until this was last
+	// noted: at the beginning of an attempt, at a checkpoint, and when the fetch was queued again.
 	ResumedFrom, BytesReceived int64
 	BytesPerSecond             *int64
 	TLSVerified                *bool
@@ -279,11 +280,12 @@ func (s *Store) SetPhase(key string, p Phase, downloaded, total int64) (Fetch, e
 	return s.change("set the phase of", key, `phase = ?, bytes_downloaded = ?, bytes_total = ?`, running, string(p), downloaded, total)
 }
 
-// SaveCheckpoint stores c. The partial must be durable up to c.Offset before. It also notes what a restart shows.
-func (s *Store) SaveCheckpoint(key string, c Checkpoint, total int64, tlsVerified *bool) error {
+// SaveCheckpoint stores c. The partial must be durable up to c.Offset before. It also notes what a restart shows, and what all
+// attempts have received.
+func (s *Store) SaveCheckpoint(key string, c Checkpoint, received, total int64, tlsVerified *bool) error {
 	_, err := s.change("checkpoint", key, `cp_offset = ?, cp_state = ?, cp_validator = nullif(?, ''), cp_source = nullif(?, ''), cp_clean = 0,
-		bytes_downloaded = ?, bytes_total = ?, tls_verified = coalesce(?, tls_verified)`, running,
-		c.Offset, c.State, c.Validator, c.Source, c.Offset, total, tlsVerified)
+		bytes_downloaded = ?, bytes_received = ?, bytes_total = ?, tls_verified = coalesce(?, tls_verified)`, running,
+		c.Offset, c.State, c.Validator, c.Source, c.Offset, received, total, tlsVerified)
 	return err
 }
 
@@ -319,13 +321,14 @@ func (s *Store) Cancelled(key string, downloaded, total int64) (Fetch, error) {
 }
 
 // Requeue puts a fetch in progress back at its place in the queue: when the agent stops or after it died, when it is paused, or
-// when its time is over. keep leaves the checkpoint, clean marks it as written by an orderly stop.
-func (s *Store) Requeue(key string, keep, clean bool) (Fetch, error) {
-	set := `status = 'queued', phase = NULL, cp_clean = ?`
+// when its time is over. keep leaves the checkpoint, clean marks it as written by an orderly stop; received is what all attempts
+// have moved.
+func (s *Store) Requeue(key string, keep, clean bool, received int64) (Fetch, error) {
+	set := `status = 'queued', phase = NULL, cp_clean = ?, bytes_received = ?`
 	if !keep {
 		set += `, cp_offset = 0, cp_state = NULL, cp_validator = NULL, cp_source = NULL, bytes_downloaded = 0`
 	}
-	return s.change("requeue", key, set, `status = 'in-progress' AND cancel_requested = 0`, clean)
+	return s.change("requeue", key, set, `status = 'in-progress' AND cancel_requested = 0`, clean, received)
 }
 
 // Outcome is what a DELETE did.

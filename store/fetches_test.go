@@ -116,7 +116,7 @@ func TestTransitions(t *testing.T) {
 		{"SetPhase waiting", func() (store.Fetch, error) { return s.SetPhase("k", store.Waiting, 4, 9) }, working("in-progress/waiting")},
 		{"SetPhase verifying", func() (store.Fetch, error) { return s.SetPhase("k", store.Verifying, 4, 9) }, working("in-progress/verifying")},
 		{"SaveCheckpoint", func() (store.Fetch, error) {
-			if err := s.SaveCheckpoint("k", store.Checkpoint{Offset: 5}, 9, nil); err != nil {
+			if err := s.SaveCheckpoint("k", store.Checkpoint{Offset: 5}, 3, 9, nil); err != nil {
 				return store.Fetch{}, err
 			}
 			return s.Fetch(t.Context(), "k")
@@ -126,8 +126,8 @@ func TestTransitions(t *testing.T) {
 		{"Fail", func() (store.Fetch, error) { return s.Fail("k", "digest", "It is another file.", 9, 9, ptr(false)) },
 			and(working("failed/"), "installing", "failed/")},
 		{"Cancelled", func() (store.Fetch, error) { return s.Cancelled("k", 4, 9) }, map[string]string{"cancelling": "cancelled/"}},
-		{"Requeue keep", func() (store.Fetch, error) { return s.Requeue("k", true, true) }, and(working("queued/"), "installing", "queued/")},
-		{"Requeue", func() (store.Fetch, error) { return s.Requeue("k", false, false) }, and(working("queued/"), "installing", "queued/")},
+		{"Requeue keep", func() (store.Fetch, error) { return s.Requeue("k", true, true, 7) }, and(working("queued/"), "installing", "queued/")},
+		{"Requeue", func() (store.Fetch, error) { return s.Requeue("k", false, false, 7) }, and(working("queued/"), "installing", "queued/")},
 		{"Claim", func() (store.Fetch, error) {
 			f, found, err := s.Claim()
 			if err == nil && !found { // it has no error for that
@@ -264,10 +264,10 @@ func TestFinalRows(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			arrive(t, s, "downloading")
 			fetch(s.BeginAttempt("k"))
-			ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: 5, State: []byte{1}, Validator: `{"etag":"x"}`, Source: "https://h/x"}, 9, ptr(true)))
+			ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: 5, State: []byte{1}, Validator: `{"etag":"x"}`, Source: "https://h/x"}, 3, 9, ptr(true)))
 			got := fetch(tt.end())
 			want := base
-			want.Seq = got.Seq
+			want.Seq, want.BytesReceived = got.Seq, 3
 			tt.want(&want)
 			equal(t, want, got)
 			equal(t, want, fetch(s.Fetch(t.Context(), "k")))
@@ -284,7 +284,7 @@ func TestClaimIsFIFO(t *testing.T) {
 	first := claim(t, s, "c")
 	equal(t, t0, first.StartTime)
 	claim(t, s, "a")
-	must[store.Fetch](t)(s.Requeue("c", true, true)) // back at its old place, ahead of b
+	must[store.Fetch](t)(s.Requeue("c", true, true, 0)) // back at its old place, ahead of b
 	claim(t, s, "c")
 	out, _, err := s.Delete("b", admin)
 	if err != nil || out != store.CancelledQueued {
@@ -456,18 +456,18 @@ func TestCheckpoint(t *testing.T) {
 			must[store.Fetch](t)(s.BeginAttempt("k"))
 			c := saved
 			c.Clean = true // only Requeue can say that
-			ok(t, s.SaveCheckpoint("k", c, 1<<41, ptr(true)))
+			ok(t, s.SaveCheckpoint("k", c, 3, 1<<41, ptr(true)))
 			f := must[store.Fetch](t)(s.Fetch(t.Context(), "k"))
 			equal(t, saved, f.Checkpoint)
-			equal(t, []int64{1 << 40, 1 << 41}, []int64{f.BytesDownloaded, f.BytesTotal})
+			equal(t, []int64{1 << 40, 3, 1 << 41}, []int64{f.BytesDownloaded, f.BytesReceived, f.BytesTotal})
 
 			want := f
-			want.Status, want.Phase = store.Queued, ""
+			want.Status, want.Phase, want.BytesReceived = store.Queued, "", 7
 			want.Checkpoint.Clean = tt.clean
 			if !tt.keep {
 				want.Checkpoint, want.BytesDownloaded = store.Checkpoint{}, 0
 			}
-			equal(t, want, must[store.Fetch](t)(s.Requeue("k", tt.keep, tt.clean)))
+			equal(t, want, must[store.Fetch](t)(s.Requeue("k", tt.keep, tt.clean, 7)))
 			ok(t, s.Close())
 			s = open(t, path) // the restart
 			again := claim(t, s, "k")
@@ -475,7 +475,7 @@ func TestCheckpoint(t *testing.T) {
 			equal(t, want, again)
 
 			// A newer one is not clean any more; what is not known of TLS does not erase what was.
-			ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: 7}, 9, nil))
+			ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: 7}, 3, 9, nil))
 			f = must[store.Fetch](t)(s.Fetch(t.Context(), "k"))
 			equal(t, store.Checkpoint{Offset: 7}, f.Checkpoint)
 			equal(t, ptr(true), f.TLSVerified)
@@ -514,7 +514,7 @@ func TestSecretsAreErased(t *testing.T) {
 			return errors.Join(err, err2)
 		}},
 		{"cancelled while queued", func(s *store.Store, key string) error {
-			_, err := s.Requeue(key, true, true)
+			_, err := s.Requeue(key, true, true, 0)
 			out, _, err2 := s.Delete(key, admin)
 			if out != store.CancelledQueued {
 				return fmt.Errorf("outcome %d", out)
@@ -535,7 +535,7 @@ func TestSecretsAreErased(t *testing.T) {
 					claim(t, s, key)
 				}
 				for n := range 5 { // copies in the log
-					ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: int64(n), State: bytes.Repeat([]byte{byte(n)}, 100*n)}, 9, nil))
+					ok(t, s.SaveCheckpoint("k", store.Checkpoint{Offset: int64(n), State: bytes.Repeat([]byte{byte(n)}, 100*n)}, 3, 9, nil))
 					must[store.Fetch](t)(s.Fetch(t.Context(), "k"))
 				}
 				if f := must[store.Fetch](t)(s.Fetch(t.Context(), "k")); !bytes.Equal(f.Secrets, secrets) {

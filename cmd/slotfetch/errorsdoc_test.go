@@ -65,7 +65,8 @@ it was fine. What to do about it is there too, as ` + "`remedy`" + ` or, in the 
 Each code is of one class:
 
 - *temporary*: the same fetch may work later. It is tried again by itself, with pauses, and fails with the code of the
-  last attempt when there were too many in a row (` + "`fetch.retry_rounds`" + `). Start it again then.
+  last attempt when there were too many in a row (` + "`fetch.retry_rounds`" + `), or, with a part of the image on the disk, when it got
+  nothing for too long (` + "`fetch.retry_keep`" + `). Start it again then.
 - *human*: it works once somebody changes something. The other mirrors are tried first.
 - *permanent*: this server does not deliver this image. The other mirrors are tried first.
 `)

@@ -67,6 +67,7 @@ type fetchConfig struct {
 	RetryRounds  int      `toml:"retry_rounds"`
 	RetryInitial duration `toml:"retry_initial"`
 	RetryMax     duration `toml:"retry_max"`
+	RetryKeep    optional `toml:"retry_keep"`
 	Deadline     optional `toml:"deadline"`
 	MaxTraffic   float64  `toml:"max_traffic"`
 	ResumeVerify string   `toml:"resume_verify"`
@@ -198,8 +199,8 @@ func defaults() config {
 		API:      apiConfig{Listen: ":8443", Connections: api.MaxConns, ConnectionsPerAddress: api.MaxConnsAddress},
 		Local:    localConfig{Socket: "/run/slotfetch/api.sock"},
 		Slots:    slotsConfig{First: 1, Count: 5, Reserve: 64 << 20, ScrubInterval: optional(168 * time.Hour), ScrubRate: 20 << 20, Evict: "never"},
-		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 8,
-			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), MaxTraffic: 5, ResumeVerify: "unclean",
+		Fetch: fetchConfig{Workers: 1, IdleTimeout: duration(time.Minute), RetryRounds: 10,
+			RetryInitial: duration(time.Second), RetryMax: duration(2 * time.Minute), RetryKeep: optional(time.Hour), MaxTraffic: 5, ResumeVerify: "unclean",
 			CheckpointBytes: 128 << 20, CheckpointInterval: duration(10 * time.Second)},
 		Upgrade: upgradeConfig{TestHooks: "/usr/lib/slotfetch/test.d", TestHookTimeout: duration(time.Minute)},
 		Activate: activateConfig{Hooks: "/usr/lib/slotfetch/hooks/null", HookTimeout: duration(5 * time.Minute), HealthTimeout: duration(5 * time.Minute),

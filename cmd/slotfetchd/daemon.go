@@ -178,7 +178,8 @@ func (d *daemon) openFetch(trust fetch.Trust) error {
 		traffic = -1 // no bound
 	}
 	d.fetch, err = fetch.Open(fetch.Config{Store: d.store, Slots: d.slots, Source: client, SealKey: key, Log: d.log, Workers: c.Workers,
-		Retry:    fetch.Retry{Rounds: c.RetryRounds, Initial: time.Duration(c.RetryInitial), Max: time.Duration(c.RetryMax)},
+		Retry: fetch.Retry{Rounds: c.RetryRounds, Keep: time.Duration(c.RetryKeep), Initial: time.Duration(c.RetryInitial),
+			Max: time.Duration(c.RetryMax)},
 		Deadline: time.Duration(c.Deadline), MaxTraffic: traffic, ResumeVerify: resumeVerify[c.ResumeVerify],
 		CheckpointBytes: c.CheckpointBytes, CheckpointEvery: time.Duration(c.CheckpointInterval),
 		RateLimit: c.RateLimit, Window: fetch.Window(c.Window), MaxSize: c.MaxSize, KeepAge: time.Duration(c.KeepAge), KeepCount: c.KeepCount, Trust: trust})

@@ -25,6 +25,8 @@ type Script struct {
 	Implicit bool
 	// Addr is the address to listen on; empty: any port of 127.0.0.1.
 	Addr string
+	// Listen opens a port for the server, and one for each data connection, in another way than at Addr; nil: none.
+	Listen func() (net.Listener, error)
 	// Files are the images by name, as the client asks for them.
 	Files map[string]*Image
 	// Modified is what MDTM says; zero: MDTM is not supported.
@@ -76,7 +78,16 @@ func NewFTP(t testing.TB, script Script) *FTP {
 	if script.Implicit && script.Addr == "" {
 		script.Addr = ImplicitAddr(t)
 	}
-	s.Addr = Listen(t, script.Addr, s.serve)
+	if script.Listen == nil {
+		s.Addr = Listen(t, script.Addr, s.serve)
+	} else {
+		l, err := script.Listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Addr = l.Addr().String()
+		serve(t, l, s.serve)
+	}
 	s.URL = "ftp://" + s.Addr
 	if script.TLS != nil {
 		s.URL = "ftps://" + s.Addr

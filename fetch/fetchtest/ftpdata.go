@@ -21,7 +21,11 @@ func (s *Session) closePassive() {
 func (s *Session) listen(verb, reply string) string {
 	s.closePassive()
 	host, _, _ := net.SplitHostPort(s.raw.LocalAddr().String())
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	open := s.script.Listen
+	if open == nil {
+		open = func() (net.Listener, error) { return net.Listen("tcp", net.JoinHostPort(host, "0")) }
+	}
+	l, err := open()
 	if err != nil {
 		return "425 no port"
 	}
@@ -58,7 +62,9 @@ func (s *Session) retrieve(name, reply string) bool {
 		}
 	}()
 	defer func() { <-idle }()
-	_ = s.passive.(*net.TCPListener).SetDeadline(time.Now().Add(Patience))
+	if l, ok := s.passive.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = l.SetDeadline(time.Now().Add(Patience))
+	}
 	data, err := s.passive.Accept()
 	if err != nil {
 		return s.say("425 no data connection")

@@ -119,7 +119,7 @@ func (c *Client) dial(ctx context.Context, network, address string, free bool) (
 			return nil, err
 		}
 	}
-	return &rolling{conn, c.cfg.IdleTimeout}, nil
+	return &rolling{Conn: conn, idle: c.cfg.IdleTimeout}, nil
 }
 
 // notSelf refuses a connection to one of the box's own addresses. Listing those would need a netlink socket, which the

@@ -2,14 +2,17 @@ package source
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -132,7 +135,9 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 		}
 	}
 	hop.via(proxy)
-	r, err := http.NewRequestWithContext(hop.context(ctx), http.MethodGet, u.String(), nil)
+	var conn atomic.Pointer[rolling]
+	ctx = httptrace.WithClientTrace(hop.context(ctx), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn.Store(raw(i.Conn)) }})
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, malformed(err)
 	}
@@ -156,10 +161,41 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 		}
 	}
 	resp, err := l.transport(u, proxy, cred != nil, hop).RoundTrip(r)
-	if err == nil {
-		hop.response(resp)
+	if err != nil {
+		return nil, headerCut(conn.Load(), err)
 	}
-	return resp, err
+	hop.response(resp)
+	return resp, nil
+}
+
+// raw is our own connection below all TLS, or nil.
+func raw(conn net.Conn) *rolling {
+	for {
+		switch c := conn.(type) {
+		case *rolling:
+			return c
+		case *tls.Conn:
+			conn = c.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// headerCut gives the reason if err is only because the connection ended within a header: net/http takes half a line for a
+// whole one, and calls it malformed.
+func headerCut(c *rolling, err error) error {
+	if c == nil || c.lost.Load() == nil {
+		return err
+	}
+	text := err.Error()
+	_, version, _ := strings.Cut(text, `malformed HTTP response "`)
+	version = strings.TrimSuffix(version, `"`)
+	if strings.Contains(text, "malformed MIME header") || strings.Contains(text, "malformed HTTP status code") ||
+		version != "" && (strings.HasPrefix("HTTP/1.1", version) || strings.HasPrefix("HTTP/1.0", version)) {
+		return *c.lost.Load()
+	}
+	return err
 }
 
 func (l *lines) transport(u, proxy *url.URL, credentials bool, hop *tracer) *http.Transport {

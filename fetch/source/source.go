@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
@@ -345,11 +346,16 @@ func (p *paced) Read(b []byte) (int, error) {
 type rolling struct {
 	net.Conn
 	idle time.Duration
+	lost atomic.Pointer[error] // what the last Read that failed said
 }
 
 func (c *rolling) Read(b []byte) (int, error) {
 	_ = c.Conn.SetReadDeadline(time.Now().Add(c.idle))
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.lost.Store(&err)
+	}
+	return n, err
 }
 
 func (c *rolling) Write(b []byte) (int, error) {

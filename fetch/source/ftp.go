@@ -211,8 +211,8 @@ func (d *ftpDialer) explain(err error) error {
 		return nil
 	case d.slow:
 		return NewError("stalled", "The server sent no data in time.", err)
-	case errors.As(err, &protocol) && d.control != nil && d.control.lost():
-		return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err) // half a line
+	case errors.As(err, &protocol) && d.control != nil && d.control.lost() != nil:
+		return fmt.Errorf("%w: %w", d.control.lost(), err) // half a line
 	}
 	return err
 }
@@ -284,11 +284,11 @@ type boundedReplies struct {
 
 	mu    sync.Mutex
 	read  int
-	ended bool
+	ended error
 }
 
-// lost tells whether the connection came to its end.
-func (b *boundedReplies) lost() bool {
+// lost is what the first Read that failed said, nil if none has.
+func (b *boundedReplies) lost() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.ended
@@ -298,7 +298,9 @@ func (b *boundedReplies) Read(p []byte) (int, error) {
 	n, err := b.Conn.Read(p)
 	b.mu.Lock()
 	b.read += n
-	b.ended = b.ended || err != nil
+	if b.ended == nil {
+		b.ended = err
+	}
 	over := b.read > maxReply
 	b.mu.Unlock()
 	if over {

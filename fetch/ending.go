@@ -241,6 +241,9 @@ func (d *download) record(what string, change func() error) bool {
 	}
 }
 
+// noInodes is said where bytes are not what lacks.
+const noInodes = "The slots' file system has no inode left: it cannot hold another file, whatever its free space."
+
 // explain gives the words for the admin.
 func (d *download) explain(err error) *source.Error {
 	var e *source.Error
@@ -253,6 +256,8 @@ func (d *download) explain(err error) *source.Error {
 		return e
 	case errors.As(err, &space):
 		return source.NewError("space", fmt.Sprintf("Not enough space: needs %d bytes, %d are free beside the reserve.", space.Needed, space.Free), err)
+	case isWrite(err) && errors.Is(err, slots.ErrNoInodes):
+		return source.NewError("inodes", noInodes, err)
 	case isWrite(err) && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):
 		return source.NewError("space", "Not enough space: the disk is full, or has no room for another file.", err)
 	case isWrite(err) && slots.ReadOnly(err):

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"slotfetch/api"
+	"slotfetch/fetch/source"
 	"slotfetch/slots"
 	"slotfetch/store"
 )
@@ -330,9 +331,10 @@ func tooLarge(most int64) error {
 		Message: fmt.Sprintf("The image is larger than %d bytes, which is the limit of this box (fetch.max_size).", most), Details: map[string]any{"limit": most}}
 }
 
-func noSpace(message string, needed, free int64) *api.Error {
+// noSpace has the remedy of the fault with that code, needed and free bytes.
+func noSpace(code, message string, needed, free int64) *api.Error {
 	return &api.Error{Status: http.StatusInsufficientStorage, Type: "InsufficientStorage",
-		Message: message + " Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again.", Details: map[string]any{"needed": needed, "free": free}}
+		Message: message + " " + source.FaultOf(code).Remedy, Details: map[string]any{"needed": needed, "free": free}}
 }
 
 // UploadError is what Upload returned, as an *api.Error where a caller is to know. Then it may be ErrManyImages or ErrLongName
@@ -372,13 +374,16 @@ func (m *Manager) uploadError(err error, u Upload) error {
 	case errors.Is(err, slots.ErrProtected) && u.Slot != nil:
 		return api.Conflict(slot()+" is the one that runs or boots next. Choose another or leave out slot_id.", state("protected"))
 	case errors.As(err, &space):
-		return noSpace(fmt.Sprintf("Not enough space: needs %d bytes, %d are free beside the reserve.", space.Needed, space.Free), space.Needed, space.Free)
+		return noSpace("space", fmt.Sprintf("Not enough space: needs %d bytes, %d are free beside the reserve.", space.Needed, space.Free), space.Needed, space.Free)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		free, ferr := m.cfg.Slots.Free()
 		if ferr != nil {
 			free = 0
 		}
-		return noSpace("Not enough space: the disk is full, or has no room for another file.", max(u.Length, 1), free)
+		if errors.Is(err, slots.ErrNoInodes) {
+			return noSpace("inodes", noInodes, max(u.Length, 1), free)
+		}
+		return noSpace("space", "Not enough space: the disk is full, or has no room for another file.", max(u.Length, 1), free)
 	case errors.Is(err, slots.ErrNotISO):
 		e := api.Semantic(uploadField, "an ISO 9660 file system, which this box requires (slots.require_iso)")
 		e.Message = "The image is no ISO 9660 file system, which this box requires (slots.require_iso)."

@@ -177,7 +177,7 @@ func faultCode(code string) int {
 		return codeSameName
 	case "no_slot", "slot_occupied", "slot_protected", "slot_unknown", "read_only":
 		return codeNoPlace
-	case "space", "disk", "boot":
+	case "space", "inodes", "disk", "boot":
 		return codeUnhealthy
 	case "internal":
 		return codeInternal

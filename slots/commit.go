@@ -16,7 +16,7 @@ import (
 func (w *Writer) Commit(m Manifest) (int, error) {
 	id, err := w.commit(m)
 	if err != nil {
-		return 0, fmt.Errorf("cannot commit %s to slot %d: %w", w.key, w.slot, err)
+		return 0, fmt.Errorf("cannot commit %s to slot %d: %w", w.key, w.slot, w.s.inodes(err))
 	}
 	return id, nil
 }

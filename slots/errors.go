@@ -31,6 +31,8 @@ var (
 	ErrBoot = errors.New("cannot tell which slot boots")
 	// ErrNotISO says that the bytes are no ISO 9660 image.
 	ErrNotISO = errors.New("not an ISO 9660 image")
+	// ErrNoInodes says that the file system cannot hold another file, however many bytes it has.
+	ErrNoInodes = errors.New("the file system has no inode left")
 	// ErrLocked says that another process, or another Open, owns the directory.
 	ErrLocked = errors.New("directory is locked by another agent")
 )

@@ -32,7 +32,7 @@ func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
 	defer s.turn.Unlock()
 
 	if err := s.prepare(); err != nil {
-		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, err)
+		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, s.inodes(err))
 	}
 	if s.keyHeld(key) {
 		return nil, fmt.Errorf("cannot reserve a slot for %s: %w", key, ErrReserved)
@@ -43,7 +43,7 @@ func (s *Slots) Reserve(key string, want *int, offset int64) (*Writer, error) {
 	}
 	w := &Writer{s: s, slot: p.Slot, key: key, evicts: p.Evicts != nil}
 	if err := w.open(offset); err != nil {
-		return nil, fmt.Errorf("cannot open partial of %s: %w", key, errors.Join(err, w.closeFiles()))
+		return nil, fmt.Errorf("cannot open partial of %s: %w", key, s.inodes(errors.Join(err, w.closeFiles())))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -232,27 +232,45 @@ func (s *Slots) Close() error {
 
 // Free is how many bytes may still be written: what the file system has for us, less the reserve, at least 0.
 func (s *Slots) Free() (int64, error) {
-	dir, err := s.root.Open(".")
+	st, err := s.statfs()
 	if err != nil {
-		return 0, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
-	}
-	defer dir.Close() //nolint:errcheck // it was only asked
-	var st unix.Statfs_t
-	for {
-		err := unix.Fstatfs(int(dir.Fd()), &st)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
-		}
-		break
+		return 0, err
 	}
 	unit := st.Frsize // the unit of the block counts, as in statvfs; 0 on file systems that do not fill it in
 	if unit == 0 {
 		unit = st.Bsize
 	}
 	return max(0, int64(st.Bavail)*unit-s.cfg.Reserve), nil
+}
+
+// inodes adds [ErrNoInodes] to err where it comes of that. A file system that counts no inodes has no such error.
+func (s *Slots) inodes(err error) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	st, serr := s.statfs()
+	if serr != nil || st.Files == 0 || st.Ffree > 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNoInodes, err)
+}
+
+func (s *Slots) statfs() (st unix.Statfs_t, err error) {
+	dir, err := s.root.Open(".")
+	if err != nil {
+		return st, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
+	}
+	defer dir.Close() //nolint:errcheck // it was only asked
+	for {
+		err := unix.Fstatfs(int(dir.Fd()), &st)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return st, fmt.Errorf("cannot ask for free space in %s: %w", s.cfg.Dir, err)
+		}
+		return st, nil
+	}
 }
 
 // Count is how many slots there are.

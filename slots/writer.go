@@ -72,7 +72,7 @@ func (w *Writer) Restart() error {
 		err = w.create()
 	}
 	if err != nil {
-		w.err = fmt.Errorf("cannot restart %s: %w", w.key, err)
+		w.err = fmt.Errorf("cannot restart %s: %w", w.key, w.s.inodes(err))
 		return w.err
 	}
 	return nil

@@ -94,7 +94,7 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	if err != nil {
 		s.w.Close()
-		return nil, fmt.Errorf("cannot open database: %w", corrupt(err))
+		return nil, fmt.Errorf("cannot open database: %w", noInodes(path, corrupt(err)))
 	}
 	// The readers come after the writer, which makes the -shm file that they need.
 	if s.r, err = sql.Open("sqlite3", dsn(path, url.Values{
@@ -138,6 +138,17 @@ func checkFile(path string, mustExist bool) error {
 		return fmt.Errorf("cannot open database: %w", err)
 	}
 	return nil
+}
+
+// noInodes adds to err that the log beside the database cannot be made for want of inodes, where that is so: SQLite only
+// says that it cannot open a file.
+func noInodes(path string, err error) error {
+	var e sqlite3.Error
+	var st unix.Statfs_t
+	if errors.As(err, &e) && e.Code == sqlite3.ErrCantOpen && unix.Statfs(path, &st) == nil && st.Files > 0 && st.Ffree == 0 {
+		return fmt.Errorf("the file system of %s has no inode left for its log; remove files that are not needed: %w", path, err)
+	}
+	return err
 }
 
 // prepare reads the settings back (a wrong one would lose acknowledged rows in a power cut), checks the file and

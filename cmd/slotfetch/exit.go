@@ -142,7 +142,7 @@ func codeOfStatus(status int) int {
 var slotOccupied = regexp.MustCompile(`^Slot \d+ is occupied`)
 
 // exitOfFault maps the code of a fetch's error to the exit code; what is not here is exitFailed.
-var exitOfFault = map[string]int{"digest": exitIntegrity, "no_slot": exitNoSpace, "slot_occupied": exitNoSpace, "space": exitNoSpace}
+var exitOfFault = map[string]int{"digest": exitIntegrity, "no_slot": exitNoSpace, "slot_occupied": exitNoSpace, "space": exitNoSpace, "inodes": exitNoSpace}
 
 // codeOfError maps the error sentence of a failed fetch to the exit code, for agents that tell no more than that.
 func codeOfError(sentence string) int {

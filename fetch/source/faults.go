@@ -143,6 +143,8 @@ var faults = []Fault{
 	{"slot_unknown", Human, "The slot that was asked for is not there any more.", otherSlot},
 	{"boot", Human, "The agent cannot tell which slots the box needs, and so touches none.", "Repair or remove it and start again."},
 	{"space", Human, "The disk has no room for the image beside its reserve.", "Delete a slot with DELETE /api/firmware/slots/<slot_id> and start again."},
+	{"inodes", Human, "The file system of the slots can hold no further file, whatever its free space.",
+		"Remove files that are not needed from that file system, or delete a slot with DELETE /api/firmware/slots/<slot_id>, and start again; a file system made with more inodes (mkfs.ext4 -N) lasts."},
 	{"read_only", Human, "The slots directory is read-only, or belongs to another user.", "Make it writable and start again."},
 	{"disk", Human, "Writing to the disk failed.", "Check the disk and the slots directory; the agent's journal has the details."},
 	{"traffic", Human, "The attempts together received several times the image, without getting it.",

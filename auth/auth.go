@@ -102,14 +102,14 @@ func (a *Auth) Close() error {
 	a.group.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var errs []error
+	last := map[string]time.Time{}
 	for hash, u := range a.seen {
 		if u.last.After(u.flushed) {
-			errs = append(errs, a.cfg.Store.TouchSession([]byte(hash), u.last))
+			last[hash] = u.last
 		}
 	}
 	a.seen = map[string]*use{}
-	return errors.Join(errs...)
+	return a.cfg.Store.TouchSessions(last)
 }
 
 type localKey struct{}
@@ -198,33 +198,33 @@ func (a *Auth) flushLocked(hash string) {
 // flush writes down what is due until nothing is.
 func (a *Auth) flush() {
 	for {
-		hash, last, ok := a.nextDue()
-		if !ok {
+		last := a.nextDue()
+		if len(last) == 0 {
 			return
 		}
-		if err := a.cfg.Store.TouchSession([]byte(hash), last); err != nil {
-			a.cfg.Log.Warn("cannot note the use of a session", "err", err)
+		if err := a.cfg.Store.TouchSessions(last); err != nil {
+			a.cfg.Log.Warn("cannot note the use of sessions", "sessions", len(last), "err", err)
 		}
 	}
 }
 
-// nextDue takes one session out of those that are due; ok is false, and the flushing over, if there is none, or Close will
-// write them all.
-func (a *Auth) nextDue() (hash string, last time.Time, ok bool) {
+// nextDue takes the sessions that are due, and when they were last used. If there is none, or Close will write them all, the
+// flushing is over.
+func (a *Auth) nextDue() map[string]time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for hash := range a.due {
-		if a.closed {
-			break
+	last := map[string]time.Time{}
+	if !a.closed {
+		for hash := range a.due {
+			if u := a.seen[hash]; u != nil {
+				u.flushed = u.last
+				last[hash] = u.last
+			}
 		}
-		delete(a.due, hash)
-		if u := a.seen[hash]; u != nil {
-			u.flushed = u.last
-			return hash, u.last, true
-		}
+		clear(a.due)
 	}
-	a.flushing = false
-	return "", time.Time{}, false
+	a.flushing = len(last) > 0
+	return last
 }
 
 // remember notes a new session, and lets go of those that are over by now: of many nobody asks again.

@@ -59,9 +59,19 @@ func (s *Store) Session(ctx context.Context, tokenHash []byte) (Session, error) 
 	return n, nil
 }
 
-// TouchSession notes when the session was last used. A session that is gone stays gone.
-func (s *Store) TouchSession(tokenHash []byte, at time.Time) error {
-	return s.exec(`UPDATE sessions SET last_seen = max(last_seen, ?) WHERE token_hash = ?`, millis(at), tokenHash)
+// TouchSessions notes when sessions were last used, by the hashes of their tokens. A session that is gone stays gone.
+func (s *Store) TouchSessions(last map[string]time.Time) error {
+	if len(last) == 0 {
+		return nil
+	}
+	return s.update(func(tx *sql.Tx) error {
+		for hash, at := range last {
+			if _, err := tx.Exec(`UPDATE sessions SET last_seen = max(last_seen, ?) WHERE token_hash = ?`, millis(at), []byte(hash)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // EndSession removes one session; [ErrNotFound] if it was gone already.

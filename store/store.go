@@ -262,10 +262,16 @@ func (s *Store) Backup(path string) error {
 
 // Close flushes the write-ahead log into the database and closes it.
 func (s *Store) Close() error {
-	_, err1 := s.w.Exec("PRAGMA optimize")
-	err2 := s.r.Close()
-	_, err3 := s.w.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
-	return errors.Join(err1, err2, err3, s.w.Close())
+	err1 := s.r.Close()
+	err2 := s.write(func(c *sql.Conn) (err error) {
+		// What optimize writes is statistics, which need no flush of their own: that of the checkpoint is theirs too.
+		for _, pragma := range []string{"synchronous = NORMAL", "optimize", "synchronous = FULL", "wal_checkpoint(TRUNCATE)"} {
+			_, perr := c.ExecContext(context.Background(), "PRAGMA "+pragma)
+			err = errors.Join(err, perr)
+		}
+		return err
+	})
+	return errors.Join(err1, err2, s.w.Close())
 }
 
 // errTurn means that other writes held the connection for too long.

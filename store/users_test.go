@@ -145,7 +145,7 @@ func TestSessionCap(t *testing.T) {
 	for n := range 3 {
 		login(t, s, "bob", fmt.Sprint("b", n), t0.Add(time.Duration(n)*time.Second), 3)
 	}
-	ok(t, s.TouchSession([]byte("b0"), t0.Add(time.Minute))) // so b1 is the longest idle
+	ok(t, s.TouchSessions(map[string]time.Time{"b0": t0.Add(time.Minute)})) // so b1 is the longest idle
 	login(t, s, "bob", "b3", t0.Add(2*time.Minute), 3)
 	equal(t, []string{"c", "b0", "b2", "b3"}, alive(t, s, "c", "b0", "b1", "b2", "b3"))
 	login(t, s, "bob", "b4", t0.Add(2*time.Minute), 1) // the same moment as b3: the new one stays
@@ -158,12 +158,12 @@ func TestSessionTouchAndEnd(t *testing.T) {
 	ok(t, s.AddUser(store.User{Name: "bob", PasswordHash: "h", Role: "viewer"}, admin))
 	seen := func() time.Time { return must[store.Session](t)(s.Session(t.Context(), []byte("t"))).LastSeen }
 	login(t, s, "bob", "t", t0, 9)
-	ok(t, s.TouchSession([]byte("t"), t0.Add(time.Minute)))
+	ok(t, s.TouchSessions(map[string]time.Time{"t": t0.Add(time.Minute)}))
 	equal(t, t0.Add(time.Minute), seen())
-	ok(t, s.TouchSession([]byte("t"), t0)) // late, out of order
+	ok(t, s.TouchSessions(map[string]time.Time{"t": t0})) // late, out of order
 	equal(t, t0.Add(time.Minute), seen())
 	ok(t, s.EndSession([]byte("t"), store.Actor{Name: "bob"}))
-	ok(t, s.TouchSession([]byte("t"), t0.Add(time.Hour)))
+	ok(t, s.TouchSessions(map[string]time.Time{"t": t0.Add(time.Hour)}))
 	equal(t, []string{}, alive(t, s, "t"))
 	if err := s.EndSession([]byte("t"), admin); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("ending it again gives %v", err)
@@ -178,8 +178,8 @@ func TestSessionExpiry(t *testing.T) {
 	for token, age := range map[string]time.Duration{"new": 0, "old": -10 * time.Hour, "idle": -2 * time.Hour, "used": -2 * time.Hour} {
 		login(t, s, "bob", token, t0.Add(age), 9)
 	}
-	ok(t, s.TouchSession([]byte("old"), t0))
-	ok(t, s.TouchSession([]byte("used"), t0.Add(-time.Hour)))
+	ok(t, s.TouchSessions(map[string]time.Time{"old": t0}))
+	ok(t, s.TouchSessions(map[string]time.Time{"used": t0.Add(-time.Hour)}))
 	ok(t, s.ExpireSessions(t0.Add(-time.Hour), t0.Add(-8*time.Hour)))
 	equal(t, []string{"new", "used"}, alive(t, s, "new", "old", "idle", "used"))
 }

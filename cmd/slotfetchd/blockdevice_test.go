@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,7 @@ type recorder struct {
 	log    []diskEvent
 	limit  int // writes after so many fail; 0: none do
 	writes int
+	slow   time.Duration // that each flush takes
 }
 
 // diskEvent is a write, or a flush if data is nil.
@@ -173,7 +175,18 @@ func (r *recorder) write(at int64, data []byte) bool {
 	return true
 }
 
+// slowDown lets each flush from now on take so long.
+func (r *recorder) slowDown(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow = d
+}
+
 func (r *recorder) flush() bool {
+	r.mu.Lock()
+	slow := r.slow
+	r.mu.Unlock()
+	time.Sleep(slow) // as the disk would, which does nothing else meanwhile
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.log = append(r.log, diskEvent{})

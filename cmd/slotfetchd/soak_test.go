@@ -52,7 +52,19 @@ max_size = %d
 `, 2*soakLanes, soakLanes, soakMax))
 	a.env = []string{"MALLOC_ARENA_MAX=1"} // as it is, the C library, below SQLite, gives a thread more a heap of its own
 	a.program = plainProgram(t)
-	a.first(t)
+	a.start(t)
+	a.newPassword(t)
+	t.Cleanup(func() {
+		a.stop(t, syscall.SIGTERM)
+		for line := range strings.Lines(a.log.String()) { // one of the FTP servers has a library panic, which is caught
+			if strings.Contains(line, "panic") && !strings.Contains(line, `msg="panic in a source"`) {
+				t.Errorf("the agent's log has %s", line)
+			}
+		}
+		if t.Failed() {
+			t.Logf("the agent's log:\n%s", a.log)
+		}
+	})
 	s := &soak{a: a, c: a.loginAdmin(t), rng: rand.New(rand.NewPCG(seed, 7)), tls: fetchtest.NewCA().TLS(fetchtest.Good), came: map[string]int{}}
 	s.fillWorkers(t)
 	s.openReaders(t)

@@ -23,7 +23,7 @@ func mountFewInodes(t *testing.T, dir string) {
 		t.Skipf("SKIPPED %s: cannot make an ext4: %v %s", t.Name(), err, out)
 	}
 	check(t, os.MkdirAll(dir, 0o700))
-	mountImage(t, file, dir)
+	ext4.mounted(t, file, dir)
 }
 
 // takeInodes makes empty files below dir until it can hold no further one, and gives them back.

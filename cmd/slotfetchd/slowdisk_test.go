@@ -28,9 +28,9 @@ const (
 func TestSlowDisk(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t, "[slots]\nreserve = 0\n[fetch]\nworkers = 2\n")
-	r := newRecorder(t, ext4With(t, t.TempDir(), blockMegabytes), 0)
+	r := newRecorder(t, ext4.with(t, t.TempDir()), 0)
 	check(t, os.Mkdir(a.state, 0o700))
-	mountImage(t, r.file, a.state)
+	ext4.mounted(t, r.file, a.state)
 	if out, err := exec.Command("mount", "-o", "remount,commit=5", a.state).CombinedOutput(); err != nil { // as ext4 has it
 		t.Fatalf("remount: %v %s", err, out)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -119,7 +120,11 @@ func (c *Client) dial(ctx context.Context, network, address string, free bool) (
 			return nil, err
 		}
 	}
-	return &rolling{Conn: conn, idle: c.cfg.IdleTimeout}, nil
+	r := &rolling{Conn: conn, idle: c.cfg.IdleTimeout}
+	if at, ok := ctx.Value(dialledKey{}).(*atomic.Pointer[rolling]); ok {
+		at.Store(r)
+	}
+	return r, nil
 }
 
 // notSelf refuses a connection to one of the box's own addresses. Listing those would need a netlink socket, which the

@@ -125,7 +125,7 @@ func classify(err error) error {
 	return NewError("connection", "The connection to the server failed.", err)
 }
 
-// classifyRead is classify for what ends a transfer that has begun, when there is no handshake any more that could fail.
+// classifyRead is classify for what ends a transfer that has begun to deliver, when there is no handshake any more that could fail.
 func classifyRead(err error) error {
 	err = classify(err)
 	if e := (*Error)(nil); errors.As(err, &e) && (e.Code == "tls" || e.Code == "no_tls" || e.Code == "tls_version") {

@@ -159,3 +159,11 @@ func TestFTPResume(t *testing.T) {
 		})
 	}
 }
+
+// TestFTPSPlainData: a server that agrees to protect the data and then does not is one that somebody has to look at, though the
+// handshake fails only when the data is read.
+func TestFTPSPlainData(t *testing.T) {
+	s := fetchtest.NewFTP(t, fetchtest.Script{TLS: ca.TLS(fetchtest.Good), Files: files, Reply: map[string]string{"PROT": "200 of course"}})
+	got, _ := attempt(t, patient(), source.Request{URL: parse(t, s.URL+"/x.iso"), CA: ca.PEM}, image, 0, source.Validator{})
+	wantOutcome(t, failure(source.Human, "no_tls", "The server does not speak TLS on this port. Check scheme and port of the URL."), got)
+}

@@ -3,8 +3,11 @@ package source_test
 import (
 	"crypto/tls"
 	"fmt"
+	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http/httpproxy"
 
 	"slotfetch/fetch/fetchtest"
 	"slotfetch/fetch/source"
@@ -43,6 +46,23 @@ func TestHTTPHeaderStalls(t *testing.T) {
 			})
 			got, _ := attempt(t, quick(100*time.Millisecond), source.Request{URL: parse(t, url)}, image, 0, source.Validator{})
 			wantOutcome(t, failure(source.Temporary, "stalled", silent), got)
+		})
+	}
+}
+
+// TestProxyHeaderCut is the same with the answer of a proxy to CONNECT.
+func TestProxyHeaderCut(t *testing.T) {
+	const opened = "HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n"
+	for n := range len(opened) {
+		t.Run(fmt.Sprint("after ", n), func(t *testing.T) {
+			addr := fetchtest.Listen(t, "", func(c net.Conn) {
+				_, _ = c.Read(make([]byte, 64*kib))
+				fmt.Fprint(c, opened[:n])
+			})
+			cfg := patient()
+			cfg.Proxy = &httpproxy.Config{HTTPSProxy: "http://" + addr}
+			got, _ := attempt(t, cfg, source.Request{URL: parse(t, "https://198.51.100.1/x.iso"), SHA256: image.SHA256()}, image, 0, source.Validator{})
+			wantOutcome(t, failure(source.Temporary, "broken", broke), got)
 		})
 	}
 }

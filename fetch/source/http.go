@@ -41,9 +41,6 @@ func (c *Client) openSpan(ctx context.Context, req Request, part span, v Validat
 		wanted := part
 		if req.Unproved && part.From > 0 && Origin(u) != v.Origin {
 			// Two servers may give two files one entity tag, and nobody would notice.
-			if part.To >= 0 {
-				return nil, errBadResume
-			}
 			wanted = span{0, -1}
 		}
 		resp, err := l.get(ctx, u, cred, wanted, v)
@@ -135,8 +132,8 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 		}
 	}
 	hop.via(proxy)
-	var conn atomic.Pointer[rolling]
-	ctx = httptrace.WithClientTrace(hop.context(ctx), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn.Store(raw(i.Conn)) }})
+	var conn atomic.Pointer[rolling] // behind a proxy the one to it, which may break before there is any other
+	ctx = httptrace.WithClientTrace(hop.context(context.WithValue(ctx, dialledKey{}, &conn)), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn.Store(raw(i.Conn)) }})
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, malformed(err)
@@ -167,6 +164,9 @@ func (l *lines) get(ctx context.Context, u *url.URL, cred *Credentials, part spa
 	hop.response(resp)
 	return resp, nil
 }
+
+// dialledKey is for where to leave the connection that is dialled.
+type dialledKey struct{}
 
 // raw is our own connection below all TLS, or nil.
 func raw(conn net.Conn) *rolling {

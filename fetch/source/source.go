@@ -133,6 +133,7 @@ type Stream struct {
 	Endless bool
 
 	read  io.Reader
+	begun bool // a byte was read
 	close func() error
 	wrap  func(error) error
 	ended func() error
@@ -150,6 +151,7 @@ func (s *Stream) Read(p []byte) (n int, err error) {
 	if err != nil && err != io.EOF {
 		err = s.wrap(err)
 	}
+	s.begun = s.begun || n > 0
 	return n, err
 }
 
@@ -249,7 +251,7 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 	if err != nil {
 		return nil, classify(err)
 	}
-	if err := c.bound(s); err != nil {
+	if err := c.bound(s, req.Unproved); err != nil {
 		_ = s.close()
 		return nil, err
 	}
@@ -259,19 +261,22 @@ func (c *Client) Open(ctx context.Context, req Request, offset int64, v Validato
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return classifyRead(err)
+		if s.begun {
+			return classifyRead(err)
+		}
+		return classify(err) // FTP has a handshake still to come
 	}
 	return s, nil
 }
 
 // bound ends s where the file ends, whatever the server sends, and refuses a file that is too large.
-func (c *Client) bound(s *Stream) error {
+func (c *Client) bound(s *Stream, unproved bool) error {
 	size, most := s.Validator.Size, c.cfg.MaxSize
 	switch {
 	case most > 0 && size > most:
 		return tooLarge(size, most)
 	case size >= 0:
-		s.read = &bounded{r: s.read, left: max(0, size-s.Offset), whole: true,
+		s.read = &bounded{r: s.read, left: max(0, size-s.Offset), whole: true, strict: unproved,
 			over: NewError("too_long", fmt.Sprintf("Longer than announced: the server sent more than %d bytes.", size), nil)}
 	case most > 0:
 		s.read = &bounded{r: s.read, left: max(0, most-s.Offset), over: tooLarge(size, most)}
@@ -287,13 +292,13 @@ func tooLarge(size, most int64) *Error {
 	return NewError("too_large", fmt.Sprintf("The image has %s bytes; fetch.max_size allows %d.", has, most), nil)
 }
 
-// bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection, and one that does not
-// come after them is not waited for.
+// bounded reads left bytes and then the end of r, else over. With whole, an end before is a broken connection; one that
+// does not come after them is taken for granted, unless it is strict.
 type bounded struct {
-	r     io.Reader
-	left  int64
-	whole bool
-	over  *Error
+	r             io.Reader
+	left          int64
+	whole, strict bool
+	over          *Error
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
@@ -303,7 +308,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 		if n > 0 {
 			return 0, b.over
 		}
-		if b.whole && err != nil && isTimeout(err) {
+		if b.whole && !b.strict && err != nil && isTimeout(err) {
 			err = io.EOF
 		}
 		return 0, err

@@ -86,13 +86,13 @@ func (d *download) attempts(ctx context.Context) error {
 		if p := (*source.PanicError)(nil); errors.As(err, &p) {
 			d.log.Error("panic in a source", "stack", p.Stack)
 		}
-		if d.mayBeOurs(e) {
-			if err := d.giveUpPartial(ctx, c); err != nil {
+		if d.mayBeOurs(c, e) {
+			if err := d.beginAgain(ctx); err != nil {
 				return err
 			}
 			continue
 		}
-		pause, again := d.tour.failed(e, d.w.Offset())
+		pause, again := d.tour.failed(e, d.w.Offset(), d.resumable())
 		if !again {
 			return e
 		}
@@ -104,23 +104,38 @@ func (d *download) attempts(ctx context.Context) error {
 	}
 }
 
-// mayBeOurs tells, once in a fetch, whether a failure for good may be the fault of what the partial held rather than of the
-// source.
-func (d *download) mayBeOurs(e *source.Error) bool {
-	if d.again || e.Code != "bad_resume" && e.Code != "range" && !(e.Code == "digest" && d.joined) {
+// mayBeOurs tells, once in a fetch, whether a failure of c for good may be the fault of what the partial held rather than its own:
+// it was asked for a part, or confuses the whole with one, or the digest is wrong of a file that came in parts.
+func (d *download) mayBeOurs(c *candidate, e *source.Error) bool {
+	ours := false
+	switch e.Code {
+	case "bad_resume", "range":
+		ours = d.from == c.url || d.w.Offset() == 0
+	case "digest":
+		ours = d.joined && d.from == "" // verify has given the partial up
+	}
+	if !ours || d.again {
 		return false
 	}
 	d.again = true
 	return true
 }
 
-// giveUpPartial has candidate c begin at byte 0.
-func (d *download) giveUpPartial(ctx context.Context, c *candidate) error {
+// beginAgain has the same source asked for all of the file.
+func (d *download) beginAgain(ctx context.Context) error {
 	d.tour.anew()
-	if d.from != c.url {
+	if d.from == "" {
 		return nil
 	}
 	return d.restart(ctx)
+}
+
+// resumable is where the partial could be continued; empty if nowhere, or if it is not worth it.
+func (d *download) resumable() string {
+	if d.w.Offset() < minProgress || !d.validator.May(source.Request{Unproved: !d.proved()}) {
+		return ""
+	}
+	return d.from
 }
 
 // spent tells when all attempts together have received more than the image is worth: servers that break off and do

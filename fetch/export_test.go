@@ -61,13 +61,18 @@ type Step struct {
 	Offset     int64
 	Anew       bool          // it was of another file
 	After      time.Duration // it took so long
+	Useless    bool          // the partial cannot be continued
 }
 
 // Walk goes through so many candidates. It gives which of them is asked after each step, with a + if there is a pause of up to a
 // minute before, an h if it is an hour or more; and the end.
 func Walk(retry Retry, candidates int, steps []Step) string {
 	now := time.Unix(1e9, 0)
-	t := newTour(retry, func() time.Time { return now }, make([]candidate, candidates), "none", 0)
+	list := make([]candidate, candidates)
+	for i := range list {
+		list[i].url = fmt.Sprint(i)
+	}
+	t := newTour(retry, func() time.Time { return now }, list, "none", 0)
 	var way []string
 	for _, s := range steps {
 		now = now.Add(s.After)
@@ -78,7 +83,11 @@ func Walk(retry Retry, candidates int, steps []Step) string {
 		if s.Gone {
 			e.Class = source.Permanent
 		}
-		pause, again := t.failed(e, s.Offset)
+		partial := "" // of the first one, if there is one
+		if s.Offset >= minProgress && !s.Useless {
+			partial = "0"
+		}
+		pause, again := t.failed(e, s.Offset, partial)
 		if !again {
 			return strings.Join(append(way, "end"), " ")
 		}

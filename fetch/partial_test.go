@@ -9,6 +9,7 @@ import (
 
 	"slotfetch/fetch"
 	"slotfetch/fetch/fetchtest"
+	"slotfetch/fetch/source"
 	"slotfetch/store"
 )
 
@@ -74,6 +75,12 @@ func TestKeptPartial(t *testing.T) {
 	some := b.enqueue(server.Handle("/some.iso", fetchtest.Sequence(append(append([]fetchtest.Handler{brokenOff(img, 3<<20)}, away...), fetchtest.Whole(img).Serve)...)), img.SHA256())
 	if f := b.until(some, final); f.Status != store.Finished || f.Attempts != 22 || f.ResumedFrom < 2<<20 {
 		t.Errorf("with a partial it is %s after %d attempts, the last from %d: %s", f.Status, f.Attempts, f.ResumedFrom, f.Error)
+	}
+	useless := fetchtest.Whole(img)
+	useless.ETag, useless.Modified, useless.Fault, useless.After = "", time.Time{}, fetchtest.FIN, 3<<20
+	lost := b.enqueue(server.Handle("/lost.iso", fetchtest.Sequence(useless.Serve, fetchtest.Status(503))), fetchtest.NewImage(95, 1000).SHA256())
+	if f := b.until(lost, final); f.Status != store.Failed || f.ErrorCode != "http_503" || f.Attempts != 4 {
+		t.Errorf("with a part that nobody can continue it is %s after %d attempts: %s", f.Status, f.Attempts, f.Error)
 	}
 	none := b.enqueue(server.Handle("/none.iso", fetchtest.Status(503)), fetchtest.NewImage(95, 1000).SHA256())
 	if f := b.until(none, final); f.Status != store.Failed || f.ErrorCode != "http_503" || f.Attempts != 3 {
@@ -225,6 +232,64 @@ func TestSlowProbation(t *testing.T) {
 	}
 }
 
+// A file that is another one with each answer, and answers that break off, do not go on for ever.
+func TestAlwaysAnother(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(96, 16<<20)
+	away := func(after int64) fetchtest.Handler {
+		n := 0
+		return func(x *fetchtest.Exchange) {
+			f := fetchtest.Whole(img)
+			f.ETag, f.Fault, f.After = fmt.Sprintf(`"%d"`, n), fetchtest.FIN, after
+			n++
+			f.Serve(x)
+		}
+	}
+	for _, tc := range []struct {
+		name        string
+		url, mirror fetchtest.Handler
+	}{{"one server", away(1 << 20), fetchtest.Status(404)}, {"two servers", away(1200 << 10), away(1200 << 10)}} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, t.TempDir(), func(c *fetch.Config) { c.MaxTraffic = -1 })
+			f := b.until(b.mirrored(img.SHA256(), fetchtest.NewHTTP(t, nil).Handle("/a.iso", tc.url), fetchtest.NewHTTP(t, nil).Handle("/b.iso", tc.mirror)), final)
+			if f.Status != store.Failed || f.ErrorCode != "broken" && f.ErrorCode != "http_404" || f.Attempts > 20 {
+				t.Errorf("it is %s after %d attempts: %s %s", f.Status, f.Attempts, f.ErrorCode, f.Error)
+			}
+		})
+	}
+}
+
+// A mirror with a wrong file is not the reason to fetch again what was continued.
+func TestDigestOfMirror(t *testing.T) {
+	t.Parallel()
+	old, img := fetchtest.NewImage(4, 4<<20), fetchtest.NewImage(5, 4<<20)
+	now := fetchtest.Whole(img)
+	now.ETag = fetchtest.Whole(old).ETag
+	b := newBox(t, t.TempDir(), nil)
+	mirror := fetchtest.NewHTTP(t, nil)
+	f := b.until(b.mirrored(img.SHA256(), fetchtest.NewHTTP(t, nil).Handle("/a.iso", fetchtest.Sequence(brokenOff(old, 2<<20), brokenOff(old, 0), now.Serve)),
+		mirror.Handle("/b.iso", fetchtest.Whole(fetchtest.NewImage(7, 1000)).Serve)), final)
+	if f.Status != store.Finished || len(mirror.Requests()) != 1 {
+		t.Errorf("it is %s after %d attempts, %d at the mirror: %s %s", f.Status, f.Attempts, len(mirror.Requests()), f.ErrorCode, f.Error)
+	}
+}
+
+// After a Metalink nobody is asked again who has not the file.
+func TestMetalinkAfterGone(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(97, 4<<20)
+	a, m := fetchtest.NewHTTP(t, nil), fetchtest.NewHTTP(t, nil)
+	place := m.Handle("/b.iso", fetchtest.Whole(img).Serve)
+	list := m.Handle("/b.meta4", fetchtest.Raw(fmt.Sprintf("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"+
+		`<metalink xmlns="urn:ietf:params:xml:ns:metalink"><file name="b.iso"><hash type="sha-256">%s</hash><url>%s</url></file></metalink>`, img.SHA256(), place)))
+	b := newBox(t, t.TempDir(), nil)
+	f := b.until(b.mirrored(img.SHA256(), a.Handle("/a.iso", fetchtest.Sequence(brokenOff(img, 3<<20), fetchtest.Status(404))), list), final)
+	if f.Status != store.Finished || len(a.Requests()) != 2 {
+		t.Errorf("it is %s, the first was asked %d times: %s", f.Status, len(a.Requests()), f.Error)
+	}
+}
+
 // A Metalink that cannot be had leaves a record like any other attempt.
 func TestMetalinkAttempts(t *testing.T) {
 	t.Parallel()
@@ -234,5 +299,34 @@ func TestMetalinkAttempts(t *testing.T) {
 	f := b.until(key, final)
 	if list := b.attempts(key); f.Attempts != 3 || len(list) != 3 || list[0].ErrorCode != "http_503" || list[0].HTTPStatus != 503 {
 		t.Errorf("%d attempts, recorded %+v", f.Attempts, list)
+	}
+}
+
+// Where nobody knows the digest, a transfer over FTP that was not seen to end is none, though as many bytes came as were announced.
+func TestUnendedFTP(t *testing.T) {
+	t.Parallel()
+	img := fetchtest.NewImage(98, 100_000)
+	whole := fetchtest.Script{Files: map[string]*fetchtest.Image{"a.iso": img}}
+	held, troubled := whole, whole
+	held.Fault, held.After = fetchtest.Stall, img.Size()
+	troubled.Done = "451 disk trouble"
+	for _, tc := range []struct {
+		name   string
+		script fetchtest.Script
+		code   string
+	}{{"ended", whole, ""}, {"held open", held, "stalled"}, {"in trouble", troubled, "ftp_451"}} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, t.TempDir(), func(c *fetch.Config) {
+				var err error
+				if c.Source, err = source.New(source.Config{Egress: fetchtest.Loopback(), IdleTimeout: time.Second}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			f := b.until(b.alone(fetchtest.NewFTP(t, tc.script).URL+"/a.iso", nil), final)
+			if f.ErrorCode != tc.code || (f.Status == store.Finished) != (tc.code == "") {
+				t.Errorf("it is %s: %s %s", f.Status, f.ErrorCode, f.Error)
+			}
+		})
 	}
 }

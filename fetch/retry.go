@@ -7,10 +7,10 @@ import (
 
 // Retry says how long temporary failures are borne.
 type Retry struct {
-	// Rounds is how often all sources are tried in a row without progress before the fetch fails (default 10).
+	// Rounds is how often each source is tried in a row without progress before the fetch fails (default 10).
 	Rounds int
-	// Keep is how long, at least, a fetch that holds a part of the image goes on trying without progress; 0: no longer
-	// than Rounds.
+	// Keep is how long, at least, a fetch goes on trying without progress that holds a part of the image, which its source
+	// could continue; 0: no longer than Rounds.
 	Keep time.Duration
 	// Initial (default 1 s) and Max (default 2 min) bound the pause before the second and any later round, which
 	// doubles each time. What is waited is a random part of it, so that boxes which failed together do not come back

@@ -53,12 +53,18 @@ func TestTour(t *testing.T) {
 		{"a pause also where the last one is gone", fetch.Retry{Rounds: 9}, []fetch.Step{fails, fails, gone, fails}, "1 2 0+ 1"},
 		{"all gone", fetch.Retry{Rounds: 9}, []fetch.Step{gone, gone, gone}, "1 2 end"},
 		{"who asked for time gets it from the others", fetch.Retry{Rounds: 9}, []fetch.Step{asks, fails, fails, fails, fails}, "1 2 1+ 2 1+"},
+		{"and its tries in the end", fetch.Retry{Rounds: 3}, []fetch.Step{asks, fails, fails, fails, fails, fails, fails, asks, asks, fails}, "1 2 1+ 2 1+ 2 0h 0h end"},
 		{"and is waited for where there is nobody else", fetch.Retry{Rounds: 9}, []fetch.Step{asks, gone, gone}, "1 2 0h"},
 		{"the one that asked for less time", fetch.Retry{Rounds: 9}, []fetch.Step{{RetryAfter: 4 * time.Hour}, asks, {RetryAfter: 2 * time.Hour}}, "1 2 1h"},
 		{"a partial is kept for longer", fetch.Retry{Rounds: 1, Keep: time.Hour}, []fetch.Step{far(80 * kib), far(80 * kib), far(80 * kib), {Offset: 80 * kib, After: 30 * time.Minute},
-			{Offset: 80 * kib, After: 31 * time.Minute}, {Offset: 80 * kib}, {Offset: 80 * kib}}, "0+ 1 2 0+ 1 2 end"},
+			{Offset: 80 * kib, After: 31 * time.Minute}}, "0+ 1 2 0+ end"},
 		{"nothing is not", fetch.Retry{Rounds: 1, Keep: time.Hour}, []fetch.Step{fails, fails, fails}, "1 2 end"},
+		{"nor what nobody can continue", fetch.Retry{Rounds: 1, Keep: time.Hour}, []fetch.Step{{Offset: 80 * kib, Useless: true}, {Useless: true, Offset: 80 * kib}, {Useless: true, Offset: 80 * kib},
+			{Useless: true, Offset: 80 * kib}}, "0+ 1 2 end"},
+		{"nor what only one that is gone could", fetch.Retry{Rounds: 1, Keep: time.Hour}, []fetch.Step{far(80 * kib), {Offset: 80 * kib, Gone: true}, far(80 * kib), far(80 * kib)}, "0+ 1 2 end"},
 		{"another file has a progress of its own", fetch.Retry{Rounds: 1}, []fetch.Step{far(900 * kib), {Offset: 100 * kib, Anew: true}, far(200 * kib), fails}, "0+ 0+ 0+ 1"},
+		{"one that is another each time has not", fetch.Retry{Rounds: 2}, []fetch.Step{far(90 * kib), {Offset: 90 * kib, Anew: true}, {Offset: 90 * kib, Anew: true}, {Offset: 90 * kib, Anew: true},
+			{Offset: 90 * kib, Anew: true}}, "0+ 0+ 0+ 1 2"},
 	} {
 		tt.retry.Initial, tt.retry.Max = time.Minute, time.Minute
 		if got := fetch.Walk(tt.retry, 3, tt.steps); got != tt.want {

@@ -67,60 +67,16 @@ func (d *download) hasImage() bool {
 	return sum == d.f.SHA256
 }
 
-// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint. The partial
-// of another source is given up only for a stream that has shown something.
+// transfer moves bytes until the stream ends. Whatever ends it early, what arrived is kept with a checkpoint.
 func (d *download) transfer(ctx context.Context, from string, req source.Request) error {
-	offset := d.w.Offset()
-	if d.from != from {
-		offset = 0
-	}
-	stream, err := d.m.cfg.Source.Open(ctx, req, offset, d.validator)
+	stream, in, err := d.open(ctx, from, req)
 	if err != nil {
 		return err
 	}
 	defer stream.Close() //nolint:errcheck // the Close whose error counts comes below
-	paced := &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
-	in := io.Reader(paced)
-	if err := d.rightSize(stream.Validator.Size); err != nil {
-		return err
-	}
-	if stream.Endless && !d.proved() {
-		return source.NewError("no_end", "The server does not say how long the image is, and nobody what its SHA-256 is.", nil)
-	}
-	if stream.Offset != d.w.Offset() {
-		if d.from != from && d.from != "" {
-			head, err := d.onProbation(&cancellable{ctx, paced, &d.fl.progress}, stream.Validator.Size)
-			if err != nil {
-				return err
-			}
-			in = io.MultiReader(bytes.NewReader(head), paced)
-		}
-		if d.from != from || d.validator != stream.Validator {
-			d.tour.anew()
-		}
-		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
-		if err := d.restart(ctx); err != nil {
-			return err
-		}
-	}
 	total := stream.Validator.Size
-	d.validator, d.from, d.joined = stream.Validator, from, stream.Offset > 0
-	d.fl.progress.stream(stream.Offset, total, stream.TLSVerified)
-	if err := d.opened(stream); err != nil {
-		return err
-	}
-	d.m.notify()
-	if total >= 0 {
-		var space *slots.SpaceError
-		switch err := d.w.Expect(total); {
-		case errors.As(err, &space):
-			return d.explain(err) // it may be a wrong length: another source may announce another
-		case err != nil:
-			return errWrite{err}
-		}
-	}
 	d.savedAt, d.pending = d.m.cfg.Now(), 0
-	err = d.pipe.run(ctx, d.bounded(in, stream.Offset), d.digests, d.w, d.receive, d.due, d.checkpoint)
+	err = d.pipe.run(ctx, in, d.digests, d.w, d.receive, d.due, d.checkpoint)
 	if isWrite(err) {
 		return err
 	}
@@ -128,8 +84,8 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 	switch {
 	case err == nil && total >= 0 && d.w.Offset() < total:
 		err = source.NewError("broken", "The connection broke.", nil)
-	case err == nil && cerr != nil && (total < 0 || d.w.Offset() != total):
-		err = cerr // with all bytes there, the digest has the last word
+	case err == nil && cerr != nil && (total < 0 || d.w.Offset() != total || !d.proved()):
+		err = cerr // with all bytes there, the digest has the last word, if there is one
 	}
 	if err == nil {
 		return nil
@@ -144,6 +100,70 @@ func (d *download) transfer(ctx context.Context, from string, req source.Request
 		}
 	}
 	return d.describe(err, total)
+}
+
+// open opens a stream that goes on where the partial ends, and gives what to read of it, no faster than the limits allow. The
+// partial is given up where the stream begins at byte 0; that of another source only for a stream that has shown something.
+func (d *download) open(ctx context.Context, from string, req source.Request) (_ *source.Stream, in io.Reader, err error) {
+	offset := d.w.Offset()
+	if d.from != from {
+		offset = 0
+	}
+	stream, err := d.m.cfg.Source.Open(ctx, req, offset, d.validator)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = stream.Close() // there is a better reason
+		}
+	}()
+	size := stream.Validator.Size
+	if err := d.rightSize(size); err != nil {
+		return nil, nil, err
+	}
+	if stream.Endless && !d.proved() {
+		return nil, nil, source.NewError("no_end", "The server does not say how long the image is, and nobody what its SHA-256 is.", nil)
+	}
+	in = &limited{ctx: ctx, r: stream, limits: []*rate.Limiter{d.fl.limit, d.m.limit}, held: &d.attemptLog.stages.limit, beat: d.fl.progress.beat}
+	if stream.Offset != d.w.Offset() {
+		if d.from != from && d.from != "" {
+			head, err := d.onProbation(&cancellable{ctx, in, &d.fl.progress}, size)
+			if err != nil {
+				return nil, nil, err
+			}
+			in = io.MultiReader(bytes.NewReader(head), in)
+		}
+		if v := stream.Validator; d.from != from || v.ETag != d.validator.ETag || v.Modified != d.validator.Modified || v.Size != d.validator.Size {
+			d.tour.anew()
+		}
+		d.log.Info("the file changed, or its source does not resume or is another, starting at byte 0", "offset", d.w.Offset())
+		if err := d.restart(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	d.validator, d.from, d.joined = stream.Validator, from, stream.Offset > 0
+	d.fl.progress.stream(stream.Offset, size, stream.TLSVerified)
+	if err := d.opened(stream); err != nil {
+		return nil, nil, err
+	}
+	d.m.notify()
+	return stream, d.bounded(in, stream.Offset), d.expect(size)
+}
+
+// expect makes room for so many bytes in all, -1 if that is unknown.
+func (d *download) expect(size int64) error {
+	if size < 0 {
+		return nil
+	}
+	var space *slots.SpaceError
+	switch err := d.w.Expect(size); {
+	case errors.As(err, &space):
+		return d.explain(err) // it may be a wrong length: another source may announce another
+	case err != nil:
+		return errWrite{err}
+	}
+	return nil
 }
 
 // probation is how much a source has to deliver before the partial of another one is given up for it.

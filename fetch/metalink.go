@@ -24,7 +24,7 @@ func isMetalink(u *url.URL) bool {
 // digest is only used to find the file in it: the digest of the request decides.
 func (d *download) expand(ctx context.Context, req source.Request) error {
 	var files []source.MetaFile
-	err := d.document(ctx, req, func(s *source.Stream) (err error) {
+	err := d.consult(ctx, req, func(s *source.Stream) (err error) {
 		files, err = readMetalink(s)
 		return err
 	})

@@ -163,7 +163,7 @@ func (d *download) signedBeside(ctx context.Context, c candidate) (s Signature, 
 }
 
 func (d *download) readBeside(ctx context.Context, req source.Request) (text string, err error) {
-	err = d.document(ctx, req, func(s *source.Stream) (err error) {
+	err = d.consult(ctx, req, func(s *source.Stream) (err error) {
 		text, err = readSigned(s)
 		return err
 	})

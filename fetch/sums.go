@@ -94,7 +94,7 @@ func (d *download) readSum(ctx context.Context, req source.Request, bare bool) (
 		return "", false, err
 	}
 	name := source.FileName(image)
-	err = d.document(ctx, req, func(s *source.Stream) (err error) {
+	err = d.consult(ctx, req, func(s *source.Stream) (err error) {
 		safe = req.URL.Scheme == "file" || s.TLSVerified != nil && *s.TLSVerified
 		if isMetalink(req.URL) {
 			if isMetalink(image) {
@@ -118,16 +118,16 @@ func (d *download) readSum(ctx context.Context, req source.Request, bare bool) (
 	return sum, safe, err
 }
 
-// documentTime is for the whole of a checksum file or Metalink, which is at most a megabyte.
-const documentTime = time.Minute
+// consultTime is for the whole of a checksum file or Metalink, which is at most a megabyte.
+const consultTime = time.Minute
 
-// document opens what is no image, but tells of one, and gives it to read.
-func (d *download) document(ctx context.Context, req source.Request, read func(*source.Stream) error) error {
+// consult opens what is no image, but tells of one, and gives it to read.
+func (d *download) consult(ctx context.Context, req source.Request, read func(*source.Stream) error) error {
 	if d.fl != nil { // else it is only a look
 		d.fl.progress.set(store.Downloading, d.f.Attempts)
 		d.m.notify()
 	}
-	ctx, stop := context.WithTimeoutCause(ctx, documentTime, source.NewError("stalled", fmt.Sprintf("It did not come within %s.", documentTime), nil))
+	ctx, stop := context.WithTimeoutCause(ctx, consultTime, source.NewError("stalled", fmt.Sprintf("It did not come within %s.", consultTime), nil))
 	defer stop()
 	req.SHA256 = "" // that is the image's
 	stream, err := d.m.cfg.Source.Open(ctx, req, 0, source.Validator{})

@@ -358,7 +358,8 @@ func (c *rolling) Read(b []byte) (int, error) {
 	_ = c.Conn.SetReadDeadline(time.Now().Add(c.idle))
 	n, err := c.Conn.Read(b)
 	if err != nil {
-		c.lost.Store(&err)
+		lost := err // a variable of its own, which costs nothing where nothing is lost
+		c.lost.Store(&lost)
 	}
 	return n, err
 }

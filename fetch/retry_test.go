@@ -48,6 +48,7 @@ func TestTour(t *testing.T) {
 		{"enough after so many rounds", fetch.Retry{Rounds: 2}, []fetch.Step{fails, fails, fails, fails, fails, fails}, "1 2 0+ 1 2 end"},
 		{"progress stays, and counts anew", fetch.Retry{Rounds: 2}, []fetch.Step{fails, fails, fails, far(64 * kib), far(128 * kib), fails, fails, fails, fails, fails},
 			"1 2 0+ 0+ 0+ 1 2 0+ 1 2"},
+		{"progress of a later one, and then none", fetch.Retry{Rounds: 2}, []fetch.Step{fails, far(64 * kib), far(64 * kib), far(64 * kib), far(64 * kib)}, "1 1+ 2 0+ 1"},
 		{"too little progress is none", fetch.Retry{Rounds: 2}, []fetch.Step{far(64*kib - 1), far(64*kib + 1), far(64*kib + 2)}, "1 1+ 2"},
 		{"what is gone is left out", fetch.Retry{Rounds: 9}, []fetch.Step{fails, gone, fails, fails, fails}, "1 2 0+ 2 0+"},
 		{"a pause also where the last one is gone", fetch.Retry{Rounds: 9}, []fetch.Step{fails, fails, gone, fails}, "1 2 0+ 1"},

@@ -96,7 +96,7 @@ func (t *tour) failed(e *source.Error, offset int64, partial string) (pause time
 		return 0, false
 	}
 	if next <= t.at { // a round is over
-		pause = t.retry.pause(t.candidates[next].tries)
+		pause = t.retry.pause(max(1, t.candidates[next].tries)) // it may not have been tried since there was progress
 	}
 	t.at = next
 	return max(pause, t.current().notBefore.Sub(now)), true
